@@ -1,0 +1,34 @@
+"""Residual Diffusion Bridge Model (RDBM, arXiv 2510.23116) as a plugin for BasicSR.
+
+``import rdbm_plugin`` loads nothing but this file. The names below are imported on first use, and
+need torch but not BasicSR; ``import rdbm_plugin.registration`` puts them in BasicSR's registries.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = '0.1.0'
+
+_LAZY = {
+    'build_bridge': 'rdbm_plugin.bridge',
+    'ResidualBridge': 'rdbm_plugin.bridge',
+    'BridgeSampler': 'rdbm_plugin.samplers',
+    'RDBMUNet': 'rdbm_plugin.archs.rdbm_unet_arch',
+    'ResidualModulatedLoss': 'rdbm_plugin.losses.residual_modulated_loss',
+    'OptionError': 'rdbm_plugin.options',
+}
+__all__ = ['__version__', *_LAZY]
+
+if TYPE_CHECKING:
+    from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
+    from rdbm_plugin.bridge import ResidualBridge, build_bridge
+    from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
+    from rdbm_plugin.options import OptionError
+    from rdbm_plugin.samplers import BridgeSampler
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_LAZY[name]), name)

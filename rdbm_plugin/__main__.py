@@ -1,0 +1,42 @@
+"""The ``rdbm`` command: dispatch only."""
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from rdbm_plugin import __version__, compat
+from rdbm_plugin.options import OptionError
+
+# At module level, as DataLoader workers that are spawned import this module again before they import BasicSR.
+compat.provide_functional_tensor()
+
+COMMANDS = {
+    'train': 'train a model from an option file',
+    'test': 'test a model from an option file',
+}
+
+
+def main() -> int:
+    """Run ``rdbm COMMAND ...`` and return the exit status: 0, or 2 for an error in command line or option file."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ['--version']:
+        print(f'rdbm_plugin {__version__}')
+        return 0
+    if not arguments or arguments[0] not in COMMANDS:
+        lines = [f'  {name:<8} {purpose}' for name, purpose in COMMANDS.items()]
+        print('usage: rdbm COMMAND -opt OPTIONS.yml [...]\n\n' + '\n'.join(lines)
+              + '\n\nrdbm COMMAND --help lists the arguments of a command.')
+        asked = arguments[:1] in (['-h'], ['--help'])
+        return 0 if asked else 2
+    command = arguments[0]
+    sys.argv = [f'rdbm {command}', *arguments[1:]]
+    try:
+        import_module(f'rdbm_plugin.commands.{command}').main()
+    except OptionError as error:
+        print(f'rdbm {command}: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Networks. Need torch only."""

@@ -1,0 +1,26 @@
+"""Bridges between a degraded image mu and its clean image x0. Needs torch and nothing of BasicSR."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rdbm_plugin.bridge.bridge import MODULATIONS, PREDICTIONS, ResidualBridge, Step
+from rdbm_plugin.bridge.schedules import SCHEDULES
+from rdbm_plugin.options import build
+
+__all__ = ['BRIDGES', 'MODULATIONS', 'PREDICTIONS', 'SCHEDULES', 'ResidualBridge', 'Step', 'build_bridge']
+
+BRIDGES: dict[str, type] = {'ResidualBridge': ResidualBridge}
+
+
+def build_bridge(opt: Mapping[str, Any] | None = None, types: Mapping[str, Any] = BRIDGES) -> ResidualBridge:
+    """Build a bridge from an option block such as ``{'type': 'ResidualBridge', 'modulation': 'one'}``.
+
+    Args:
+        opt: The ``bridge:`` block of an option file. Without it: the paper's bridge.
+        types: Name -> class of the bridges to choose from.
+
+    Raises:
+        OptionError: Naming the key, what was found and what is allowed.
+    """
+    return build('bridge', opt, types, default='ResidualBridge')

@@ -1,0 +1,51 @@
+"""Rates theta_t of the bridge.
+
+Node 0 is x0 and node T is mu; ``theta[i]`` is the rate between nodes i and i+1.
+Only the accumulated values matter for the bridge; see :mod:`rdbm_plugin.bridge.bridge`.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rdbm_plugin.options import check_choice, check_int, check_number
+
+
+def _cosine(steps: int) -> Tensor:
+    """Increments of the squared-cosine schedule (Nichol & Dhariwal, arXiv 2102.09672, Eq. 17), capped at 0.999."""
+    grid = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2).square()
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+def _linear(steps: int) -> Tensor:
+    return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+
+
+def _sigmoid(steps: int) -> Tensor:
+    return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (0.02 - 1e-4) + 1e-4
+
+
+def _constant(steps: int) -> Tensor:
+    return torch.full((steps,), 1 / steps, dtype=torch.float64)
+
+
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    'cosine': _cosine, 'linear': _linear, 'sigmoid': _sigmoid, 'constant': _constant}
+
+
+def rates(schedule: str, timesteps: int, total: float | None = None) -> Tensor:
+    """The T rates theta of a schedule, float64; their sum is theta_bar_{0:T}.
+
+    Args:
+        schedule: ``cosine``, ``linear``, ``sigmoid`` or ``constant``.
+        timesteps: T, at least 1.
+        total: Rescales the rates so that theta_bar_{0:T} has this value, > 0; default: as the schedule gives it.
+    """
+    theta = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)](check_int('timesteps', timesteps, 1))
+    if total is not None:
+        theta = theta * (check_number('total', total, above=0) / theta.sum())
+    return theta

@@ -1,0 +1,1 @@
+"""The subcommands of rdbm; nothing imports them but rdbm_plugin.__main__."""

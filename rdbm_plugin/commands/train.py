@@ -1,0 +1,15 @@
+"""``rdbm train``: BasicSR's training with the plugin registered, where BasicSR's own script cannot run."""
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def main() -> None:
+    """Read BasicSR's arguments from the command line and train; experiments/ is made in the working directory."""
+    import rdbm_plugin.registration  # noqa: F401
+    from basicsr import train
+
+    from rdbm_plugin import compat
+    compat.check_before_writing(train)
+    compat.resume_anywhere(train)
+    train.train_pipeline(str(Path.cwd()))

@@ -1,0 +1,76 @@
+"""Every quirk of BasicSR and torchvision that we work around, one function each, with the reason.
+
+None of them changes what BasicSR does for other models. All act in the process of our own command only, except
+:func:`provide_functional_tensor`, which adds a module that would otherwise be missing.
+"""
+from __future__ import annotations
+
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+
+_REMOVED = 'torchvision.transforms.functional_tensor'
+
+
+class _FunctionalTensor(MetaPathFinder, Loader):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return spec_from_loader(name, self) if name == _REMOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        from torchvision.transforms import functional
+        module.rgb_to_grayscale = functional.rgb_to_grayscale
+
+
+def provide_functional_tensor() -> None:
+    """Let BasicSR 1.4.2 import under torchvision >= 0.17.
+
+    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder stands last,
+    so that a torchvision that still has the module wins, and does nothing until somebody asks for that name.
+    """
+    if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
+        sys.meta_path.append(_FunctionalTensor())
+
+
+def resume_anywhere(basicsr_train: ModuleType) -> None:
+    """Let ``--auto_resume`` and ``path: resume_state`` work without a GPU and in any experiments folder.
+
+    BasicSR asks for ``torch.cuda.current_device()``, which fails on a CPU, and looks for states under the working
+    directory only.
+    """
+    from pathlib import Path
+
+    import torch
+    from basicsr.utils.misc import check_resume
+
+    def load_resume_state(opt: dict) -> dict | None:
+        path = opt['path'].get('resume_state')
+        if opt['auto_resume']:
+            found = Path(opt['path']['training_states']).glob('*.state')
+            path = max(found, key=lambda state: int(state.stem), default=None)
+        if path is None:
+            return None
+        opt['path']['resume_state'] = str(path)
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        check_resume(opt, state['iter'])
+        return state
+
+    basicsr_train.load_resume_state = load_resume_state
+
+
+def check_before_writing(pipeline: ModuleType) -> None:
+    """Check the options of basicsr.train or basicsr.test right after they are read.
+
+    BasicSR makes folders and renames those of an older run before it builds anything.
+    """
+    from rdbm_plugin.preflight import check_options
+
+    read = pipeline.parse_options
+
+    def parse_options(root_path: str, is_train: bool = True) -> tuple:
+        opt, args = read(root_path, is_train=is_train)
+        check_options(opt)
+        return opt, args
+
+    pipeline.parse_options = parse_options

@@ -1,0 +1,1 @@
+"""Training objectives. Need torch only."""

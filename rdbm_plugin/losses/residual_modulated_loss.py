@@ -1,0 +1,51 @@
+"""The training objective of the bridge. Needs torch only."""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from rdbm_plugin.bridge import PREDICTIONS, ResidualBridge
+from rdbm_plugin.options import check_choice, check_number
+
+
+class ResidualModulatedLoss(nn.Module):
+    """Distance between what the network gave and what it should have given, in a quantity of choice.
+
+    The paper trains with the L1 distance on the modulated noise pi * eps (arXiv 2510.23116, its training
+    objective): ``measure='noise'``. All predictions are linear in one another, so the same error can be measured in
+    any quantity whatever the network predicts; only its weight over time differs. With R = Theta_t^2 / Sigma_t^2:
+
+    ==========  ===========================  ==================================================================
+    measure     weight on |residual error|   consequence (cosine, T = 100, lambda = 10/255)
+    ==========  ===========================  ==================================================================
+    residual    1                            every node counts the same (equal to ``x0``)
+    noise       sqrt(R)                      59 % of the weight on the 10 nodes next to x0, 0.05 % on the last 10
+    velocity    sqrt(1 + R)                  as noise next to x0, as residual next to mu
+    ==========  ===========================  ==================================================================
+
+    Args:
+        loss_weight: Factor on the loss.
+        criterion: ``l1`` or ``l2`` (mean absolute or mean squared error; the weight enters before the square).
+        measure: ``residual``, ``x0``, ``noise`` or ``velocity``.
+
+    Raises:
+        OptionError: An argument is out of its range.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, criterion: str = 'l1', measure: str = 'residual') -> None:
+        super().__init__()
+        self.loss_weight = check_number('loss_weight', loss_weight, 0)
+        self.criterion = check_choice('criterion', criterion, ('l1', 'l2'))
+        self.measure = check_choice('measure', measure, PREDICTIONS)
+
+    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge) -> Tensor:
+        """Mean loss over a batch.
+
+        Args:
+            output: Network output, (N, C, H, W).
+            target: ``bridge.target(...)``, (N, C, H, W).
+            t: Nodes, (N,) int64 on the CPU, from 1 to T.
+            bridge: Says what the network predicts.
+        """
+        weight = bridge.error_gain(self.measure, t) / bridge.error_gain(bridge.prediction, t)
+        error = weight.to(output).view(-1, 1, 1, 1) * (output - target)
+        return self.loss_weight * (error.abs() if self.criterion == 'l1' else error.square()).mean()

@@ -1,0 +1,1 @@
+"""The glue between the bridge and BasicSR."""

@@ -1,0 +1,224 @@
+"""RDBM as a BasicSR model: BasicSR's training, checkpoints and logs around the bridge."""
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from os import path as osp
+from typing import Any
+
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.img_util import imwrite, tensor2img
+from basicsr.utils.logger import get_root_logger
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rdbm_plugin import preflight, report
+from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
+from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.options import OptionError, check_choice, check_number
+from rdbm_plugin.samplers import build_sampler
+
+
+class RDBMModel(SRModel):
+    """Restores by a diffusion bridge from the degraded to the clean image.
+
+    Everything is chosen in the option file: ``bridge:``, ``network_g:``, ``train: pixel_opt:`` and ``val: sampler:``.
+    Batches and results are BasicSR's: ``lq`` and ``gt`` of shape (N, C, H, W), RGB in [0, 1]. Beside BasicSR's keys
+    ``train:`` takes
+
+    - ``node_t_share``: share of the samples drawn at node T, where x_t = mu; the others are uniform over the nodes
+      1 to T-1. Default 1/T (uniform over all).
+    - ``amp``: ``none`` or ``bf16``: precision of the network in training; validation is always float32.
+
+    Any torch.optim class may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt`` (L1Loss, ...) compares
+    the estimate of x0 with ``gt``.
+
+    Raises:
+        OptionError: Naming the option key or file, what was found and what is allowed.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        preflight.check_model(opt)
+        self.bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
+        self.sampler = build_sampler((opt.get('val') or {}).get('sampler'), self.bridge,
+                                     preflight.registered('SAMPLER'))
+        self.validation_sets = [dataset['name'] for phase, dataset in opt.get('datasets', {}).items()
+                                if not phase.startswith('train')]
+        self.degraded_scores: dict[str, dict[str, float]] = {}
+        self.finished: dict[str, dict[str, float]] = {}
+        self.examples: dict[str, list[report.Picture]] = {}
+        super().__init__(opt)
+
+    # ------------------------------------------------------------------ networks
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        return super().model_to_device(net.to(memory_format=torch.channels_last))
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
+        # BasicSR's own error is torch's list of keys, and torch < 2.6 would run what the pickle holds.
+        parameters = read_parameters(load_path, param_key)
+        if strict:
+            check_fits(load_path, parameters, self.get_bare_model(net))
+        super().load_network(net, load_path, strict, param_key)
+
+    # ------------------------------------------------------------------ training
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        share = train_opt.get('node_t_share')
+        self.node_t_share = 1 / self.bridge.timesteps if share is None else check_number(
+            'train: node_t_share', share, 0, 1)
+        self.amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16')) == 'bf16'
+        super().init_training_settings()
+        if self.ema_decay > 0:
+            self.net_g_ema.to(memory_format=torch.channels_last)
+
+    def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        # BasicSR 1.4.2 knows Adam alone.
+        optimizers = {name: cls for name, cls in vars(torch.optim).items()
+                      if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)}
+        optimizer = optimizers[check_choice('train: optim_g: type', optim_type, optimizers)]
+        return optimizer(params, lr=check_number('train: optim_g: lr', lr, 0), **kwargs)
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        self.lq = data['lq'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        if hasattr(self, 'gt'):
+            del self.gt
+        if 'gt' in data:
+            self.gt = data['gt'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        self.seeds = [_seed(self.opt.get('manual_seed'), path) for path in data.get('lq_path', [''] * len(self.lq))]
+
+    def draw_times(self, count: int) -> Tensor:
+        """Nodes to train on, (count,) int64 on the CPU."""
+        last = self.bridge.timesteps
+        inner = torch.randint(1, max(last, 2), (count,))
+        return torch.where(torch.rand(count) < self.node_t_share, last, inner)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        mu, residual = 2 * self.lq - 1, 2 * (self.gt - self.lq)
+        t = self.draw_times(len(mu))
+        n = self.bridge.modulate(residual, torch.randn_like(residual))
+        z = self.bridge.marginal(residual, n, t)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            output = self.net_g(mu + z, mu, t.to(self.device)).float()
+        losses = self.losses(output, z, self.bridge.target(residual, n, mu, t), mu, t)
+
+        self.optimizer_g.zero_grad()
+        sum(losses.values()).backward()
+        self.optimizer_g.step()
+        self.log_dict = self.reduce_loss_dict(losses)
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor) -> OrderedDict[str, Tensor]:
+        """The loss terms: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
+        terms = OrderedDict()
+        x0_hat = None
+        if not isinstance(self.cri_pix, ResidualModulatedLoss) or self.cri_perceptual:
+            x0_hat = self.lq + self.bridge.to_residual(output, z, mu, t) / 2
+        if isinstance(self.cri_pix, ResidualModulatedLoss):
+            terms['l_pix'] = self.cri_pix(output, target, t, self.bridge)
+        elif self.cri_pix:
+            terms['l_pix'] = self.cri_pix(x0_hat, self.gt)
+        if self.cri_perceptual:
+            perceptual = zip(('l_percep', 'l_style'), self.cri_perceptual(x0_hat, self.gt))
+            terms.update((name, value) for name, value in perceptual if value is not None)
+        return terms
+
+    # ------------------------------------------------------------------ validation and test
+
+    def test(self, keep_trajectory: bool = False) -> None:
+        net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
+        net.eval()
+        with torch.inference_mode():
+            result = self.sampler(net, 2 * self.lq - 1, self.seeds, keep_trajectory)
+        # Adding half the residual to the input, not mapping x0 back, keeps untouched pixels bit-identical.
+        self.output = self.lq + result.residual / 2
+        self.trajectory = [(point.x_t + 1) / 2 for point in result.trajectory]
+        if self.is_train:
+            self.net_g.train()
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        # BasicSR's version scores neither the input nor the average over the sets, and keeps no pictures.
+        name = dataloader.dataset.opt['name']
+        metrics = self.opt['val'].get('metrics') or {}
+        restored = {metric: 0.0 for metric in metrics}
+        degraded = {metric: 0.0 for metric in metrics}
+        known = name in self.degraded_scores
+        bar = tqdm(dataloader, desc=f'Validate {name}', unit='image', leave=False,
+                   disable=not self.opt['val'].get('pbar', False))
+        for index, data in enumerate(bar):
+            self.feed_data(data)
+            self.test(keep_trajectory=index == 0)
+            if metrics and not hasattr(self, 'gt'):
+                raise OptionError(f'datasets: {name}: val: metrics need ground truth, which this data set has not; '
+                                  'use a paired data set, or remove the metrics.')
+            visuals = self.get_current_visuals()
+            images = {key: tensor2img([image]) for key, image in visuals.items()}
+            for metric, options in metrics.items():
+                restored[metric] += calculate_metric({'img': images['result'], 'img2': images['gt']}, options)
+                if not known:
+                    degraded[metric] += calculate_metric({'img': images['lq'], 'img2': images['gt']}, options)
+            if index == 0:
+                self._show_example(name, visuals, current_iter, tb_logger)
+            if save_img:
+                imwrite(images['result'], self._image_path(name, data['lq_path'][0], current_iter))
+        count = len(dataloader)
+        restored = {metric: value / count for metric, value in restored.items()}
+        if not known:
+            self.degraded_scores[name] = {metric: value / count for metric, value in degraded.items()}
+        if metrics:
+            self._log_scores(name, restored, current_iter, tb_logger)
+        self._finish(name, restored, current_iter, tb_logger)
+
+    def _image_path(self, dataset: str, lq_path: str, current_iter: int | str) -> str:
+        stem = osp.splitext(osp.basename(lq_path))[0]
+        folder = self.opt['path']['visualization']
+        if self.is_train:
+            return osp.join(folder, dataset, stem, f'{stem}_{current_iter}.png')
+        return osp.join(folder, dataset, f'{stem}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+
+    def _show_example(self, name: str, visuals: Mapping[str, Tensor], current_iter: int | str, tb_logger: Any) -> None:
+        self.examples[name] = [report.to_picture(visuals[key][0]) for key in ('lq', 'result', 'gt') if key in visuals]
+        if tb_logger:
+            columns = ('degraded', 'restored', 'clean')[:len(self.examples[name])]
+            grid = report.picture_grid({name: self.examples[name]}, columns)
+            tb_logger.add_image(f'validation/{name}', grid, current_iter, dataformats='HWC')
+            states = [report.to_picture(state[0]) for state in self.trajectory]
+            tb_logger.add_image(f'trajectory/{name}', report.strip(states), current_iter, dataformats='HWC')
+
+    def _log_scores(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
+        self._initialize_best_metric_results(name)
+        for metric, value in scores.items():
+            self._update_best_metric_result(name, metric, value, current_iter)
+        self.metric_results = scores
+        self._log_validation_metric_values(current_iter, name, tb_logger)
+
+    def _finish(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
+        """After the last of the validation sets: their average, the table and the before/after picture."""
+        self.finished[name] = scores
+        if any(dataset not in self.finished for dataset in self.validation_sets):
+            return
+        finished, self.finished = self.finished, {}
+        logger = get_root_logger()
+        if len(finished) > 1 and scores:
+            average = {metric: sum(each[metric] for each in finished.values()) / len(finished) for metric in scores}
+            self._log_scores('average', average, current_iter, tb_logger)
+        for metric in scores:
+            rows = {dataset: (self.degraded_scores[dataset][metric], each[metric])
+                    for dataset, each in finished.items()}
+            logger.info(f'Validation, {self.sampler.nfe} network evaluations an image:\n'
+                        + report.gain_table(rows, metric))
+        picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
+        columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
+        imwrite(report.picture_grid(self.examples, columns)[:, :, ::-1], picture)
+        logger.info(f'Before and after: {picture}')
+
+
+def _seed(manual_seed: int | None, path: str) -> int:
+    """A seed that depends on the run's seed and the image's name alone."""
+    return zlib.crc32(f'{manual_seed}:{osp.basename(path)}'.encode())

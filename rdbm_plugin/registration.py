@@ -1,0 +1,37 @@
+"""Importing this module puts the plugin's classes into BasicSR's registries, and does nothing else.
+
+An option file does it with one line, as BasicSR's YAML loader imports what the tag names::
+
+    plugin: !!python/name:rdbm_plugin.registration.__version__
+"""
+from __future__ import annotations
+
+from importlib import import_module
+
+from rdbm_plugin import __version__, compat
+
+compat.provide_functional_tensor()
+_registry = import_module('basicsr.utils.registry')
+
+for _name in ('BRIDGE', 'SAMPLER'):
+    if not hasattr(_registry, f'{_name}_REGISTRY'):
+        setattr(_registry, f'{_name}_REGISTRY', _registry.Registry(_name.lower()))
+BRIDGE_REGISTRY = _registry.BRIDGE_REGISTRY
+SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
+
+REGISTERED = {
+    'BRIDGE_REGISTRY': ('rdbm_plugin.bridge:ResidualBridge',),
+    'SAMPLER_REGISTRY': ('rdbm_plugin.samplers:BridgeSampler',),
+    'ARCH_REGISTRY': ('rdbm_plugin.archs.rdbm_unet_arch:RDBMUNet',),
+    'LOSS_REGISTRY': ('rdbm_plugin.losses.residual_modulated_loss:ResidualModulatedLoss',),
+    'DATASET_REGISTRY': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',),
+    'MODEL_REGISTRY': ('rdbm_plugin.models.rdbm_model:RDBMModel',),
+}
+"""Registry -> what this plugin puts there, as module:name. The one list of what is registered."""
+
+for _registry_name, _entries in REGISTERED.items():
+    for _module, _name in (entry.split(':') for entry in _entries):
+        if _name not in getattr(_registry, _registry_name):
+            getattr(_registry, _registry_name).register(getattr(import_module(_module), _name))
+
+__all__ = ['BRIDGE_REGISTRY', 'REGISTERED', 'SAMPLER_REGISTRY', '__version__']

@@ -1,0 +1,27 @@
+"""Packaging of rdbm_plugin. BasicSR is an extra: pip's build isolation would fetch torch twice for it."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').read_text(encoding='utf-8')).group(1)
+BASICSR = ['basicsr>=1.4.2', 'lmdb>=1.4']
+BOARD = ['tensorboard>=2.12']
+TEST = ['pytest>=7', 'ruff>=0.6']
+
+setup(
+    name='rdbm_plugin',
+    version=VERSION,
+    description='Residual Diffusion Bridge Model for image restoration, as a plugin for BasicSR',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['rdbm_plugin', 'rdbm_plugin.*']),
+    package_data={'rdbm_plugin': ['py.typed']},
+    python_requires='>=3.10',
+    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pyyaml>=5.1', 'tqdm>=4'],
+    extras_require={'basicsr': BASICSR, 'board': BOARD, 'test': BASICSR + TEST, 'all': BASICSR + TEST},
+    entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
+    classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],
+)
