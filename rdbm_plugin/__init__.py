@@ -18,7 +18,8 @@ _LAZY = {
     'ResidualModulatedLoss': 'rdbm_plugin.losses.residual_modulated_loss',
     'OptionError': 'rdbm_plugin.options',
 }
-__all__ = ['__version__', *_LAZY]
+__all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'ResidualModulatedLoss', '__version__',
+           'build_bridge']
 
 if TYPE_CHECKING:
     from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet

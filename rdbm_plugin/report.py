@@ -23,11 +23,12 @@ def gain_table(scores: Mapping[str, tuple[float | None, float]], metric: str) ->
         degraded, restored = zip(*scores.values())
         rows['average'] = (None if None in degraded else float(np.mean(degraded)), float(np.mean(restored)))
     width = max(map(len, [*rows, metric]))
+    digits = 2 if max(restored for _, restored in rows.values()) >= 2 else 4
     lines = [f'{metric:<{width}}  degraded  restored     gain']
     for name, (degraded, restored) in rows.items():
-        before = ' ' * 8 if degraded is None else f'{degraded:8.4g}'
-        gain = '' if degraded is None else f'{restored - degraded:+9.4g}'
-        lines.append(f'{name:<{width}}  {before}  {restored:8.4g}{gain}')
+        before = ' ' * 8 if degraded is None else f'{degraded:8.{digits}f}'
+        gain = '' if degraded is None else f'{restored - degraded:+9.{digits}f}'
+        lines.append(f'{name:<{width}}  {before}  {restored:8.{digits}f}{gain}')
     return '\n'.join(lines)
 
 

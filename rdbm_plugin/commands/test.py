@@ -6,9 +6,9 @@ from pathlib import Path
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and test; results/ is made in the working directory."""
-    import rdbm_plugin.registration  # noqa: F401
     from basicsr import test
 
+    import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin import compat
     compat.check_before_writing(test)
     test.test_pipeline(str(Path.cwd()))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and train; experiments/ is made in the working directory."""
-    import rdbm_plugin.registration  # noqa: F401
     from basicsr import train
 
+    import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin import compat
     compat.check_before_writing(train)
     compat.resume_anywhere(train)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from rdbm_plugin.data.clean_sources import list_clean, read_rgb
 from rdbm_plugin.data.degradations import MARGIN, TASKS, degrade
-from rdbm_plugin.options import OptionError, check_choice, check_int, check_number
+from rdbm_plugin.options import OptionError, check_choice, check_int, check_keys, check_number
 
 _BASICSR_KEYS = {'name', 'type', 'phase', 'scale', 'io_backend', 'num_worker_per_gpu', 'batch_size_per_gpu',
                  'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers'}
@@ -51,13 +51,13 @@ class SyntheticUniversalDataset(Dataset):
         super().__init__()
         self.opt = dict(opt)
         where = f'datasets: {opt.get("name", "?")}'
+        ours = {key: value for key, value in opt.items() if key not in _BASICSR_KEYS}
+        check_keys(where, ours, self._read_options)
         try:
-            self._read_options(**{k: v for k, v in opt.items() if k not in _BASICSR_KEYS})
+            self._read_options(**ours)
+            self.paths = list_clean(self.root, opt['phase'])
         except OptionError as error:
             raise OptionError(f'{where}: {error}') from None
-        except TypeError as error:
-            raise OptionError(f'{where}: {error}') from None
-        self.paths = list_clean(self.root, opt['phase'])
 
     def _read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS), gt_size: int | None = None,
                       use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, color_jitter: float = 0.0,
@@ -108,7 +108,7 @@ class SyntheticUniversalDataset(Dataset):
     def _crop(self, photo: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
         """A random square of gt_size and the margin that blur and streaks reach in from, flipped and turned."""
         size = self.gt_size + 2 * MARGIN
-        region = int(round(size / rng.uniform(self.min_scale, 1)))
+        region = round(size / rng.uniform(self.min_scale, 1))
         shortest = min(photo.shape[:2])
         region = max(min(region, shortest), 1)
         top, left = (int(rng.integers(length - region + 1)) for length in photo.shape[:2])

@@ -146,8 +146,8 @@ class RDBMModel(SRModel):
         # BasicSR's version scores neither the input nor the average over the sets, and keeps no pictures.
         name = dataloader.dataset.opt['name']
         metrics = self.opt['val'].get('metrics') or {}
-        restored = {metric: 0.0 for metric in metrics}
-        degraded = {metric: 0.0 for metric in metrics}
+        restored = dict.fromkeys(metrics, 0.0)
+        degraded = dict.fromkeys(metrics, 0.0)
         known = name in self.degraded_scores
         bar = tqdm(dataloader, desc=f'Validate {name}', unit='image', leave=False,
                    disable=not self.opt['val'].get('pbar', False))

@@ -68,7 +68,8 @@ class BridgeSampler:
         if self.eta > 0 and bridge.modulation == 'residual':
             warnings.warn("eta > 0 with modulation 'residual' is biased: the noise it adds needs E[residual^2], "
                           'the network estimates E[residual].', stacklevel=2)
-        self.plan = [(t, s, bridge.step(s, t, self.eta)) for t, s in zip(self.nodes, self.nodes[1:])]
+        self.plan = [(t, bridge.step(s, t, self.eta)) for t, s in zip(self.nodes, self.nodes[1:])]
+        self.nfe = len(self.plan)
 
     def __call__(self, network: Network, mu: Tensor, seeds: Sequence[int] | None = None,
                  keep_trajectory: bool = False) -> SampleResult:
@@ -86,7 +87,7 @@ class BridgeSampler:
         generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         z = torch.zeros_like(mu)
         trajectory = []
-        for t, s, step in self.plan:
+        for t, step in self.plan:
             node = torch.full((len(mu),), t, dtype=torch.int64)
             output = network(mu + z, mu, node.to(mu.device))
             residual = self.bridge.to_residual(output, z, mu, node)
@@ -99,7 +100,7 @@ class BridgeSampler:
                 z = z + step.noise_weight * self.bridge.modulate(residual, _noise(mu, generators))
         if keep_trajectory:
             trajectory.append(TrajectoryPoint(0, mu + z, mu + z))
-        return SampleResult(mu + z, z, len(self.plan), trajectory)
+        return SampleResult(mu + z, z, self.nfe, trajectory)
 
 
 def _noise(like: Tensor, generators: list[torch.Generator] | None) -> Tensor:
