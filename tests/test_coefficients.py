@@ -91,13 +91,10 @@ def test_steps_of_the_sampler_are_stable(dtype, tolerance):
         tensors = [torch.tensor(x, dtype=dtype) for x in (a_s, a_s + d, d + b_t, b_t, d)]
         got = float(coefficients.residual_step(*tensors, VARIANCE))
         with mpmath.workdps(60):
-            s, t, q, r = (mpmath.mpf(float(x)) for x in tensors[:4])
-            # a_s, a_t, b_s, b_t and d are rounded one by one; the exact value is taken where they agree best.
-            theta = lambda x, y: mpmath.sinh(y) / mpmath.sinh(x + y)  # noqa: E731
-            sigma = lambda x, y: mpmath.sqrt(2 * VARIANCE * mpmath.sinh(x) * mpmath.sinh(y) / mpmath.sinh(x + y))  # noqa: E731, E501
-            s, r = mpmath.mpf(a_s), mpmath.mpf(b_t)
-            t, q = s + mpmath.mpf(d), r + mpmath.mpf(d)
-            exact = theta(s, q) - theta(t, r) * sigma(s, q) / sigma(t, r)
+            s, r, d = mpmath.mpf(a_s), mpmath.mpf(b_t), mpmath.mpf(d)
+            t, q = s + d, r + d
+            sigma_ratio = mpmath.sqrt(mpmath.sinh(s) * mpmath.sinh(q) / (mpmath.sinh(t) * mpmath.sinh(r)))
+            exact = (mpmath.sinh(q) - mpmath.sinh(r) * sigma_ratio) / mpmath.sinh(s + q)
         assert abs(got - exact) <= tolerance * 4 * exact
 
 

@@ -70,11 +70,12 @@ class RDBMUNet(nn.Module):
         self.variant = check_choice('variant', variant, VARIANTS)
         channels, blocks = VARIANTS[variant]
         folded = self.patch**2
+        check_int('num_in_ch', num_in_ch, 1)
         out = check_int('num_out_ch', num_in_ch if num_out_ch is None else num_out_ch, 1)
         self.stride = self.patch * 2 ** (len(channels) - 1)
         self.time = nn.Sequential(nn.Linear(self.time_channels, self.time_channels), nn.SiLU(),
                                   nn.Linear(self.time_channels, self.time_channels), nn.SiLU())
-        self.head = _conv(2 * check_int('num_in_ch', num_in_ch, 1) * folded, channels[0], 3, padding=1)
+        self.head = _conv(2 * num_in_ch * folded, channels[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
         for fine, coarse, count in zip(channels, channels[1:], blocks):

@@ -64,6 +64,8 @@ class SyntheticUniversalDataset(Dataset):
                       seed: int = 0) -> None:
         self.root = dataroot_gt
         self.train = self.opt['phase'] == 'train'
+        if isinstance(tasks, str) or not tasks:
+            raise OptionError(f'tasks: found {tasks!r}; expected a list of some of {", ".join(TASKS)}.')
         self.tasks = [check_choice('tasks', task, TASKS) for task in tasks]
         if gt_size is None and self.train:
             raise OptionError('gt_size: missing; expected the crop size in pixels.')
