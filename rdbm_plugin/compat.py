@@ -64,11 +64,12 @@ def check_before_writing(pipeline: ModuleType) -> None:
 
     BasicSR makes folders and renames those of an older run before it builds anything.
     """
-    from rdbm_plugin.preflight import check_options
+    from rdbm_plugin.preflight import check_file, check_options
 
     read = pipeline.parse_options
 
     def parse_options(root_path: str, is_train: bool = True) -> tuple:
+        check_file(sys.argv[1:])
         opt, args = read(root_path, is_train=is_train)
         check_options(opt)
         return opt, args

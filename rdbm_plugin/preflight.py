@@ -1,17 +1,27 @@
-"""Checks an option file's objects before anything is built or written. Needs BasicSR."""
+"""Checks an option file before anything is built or written. Needs BasicSR."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import yaml
 from basicsr.utils import registry
+from basicsr.utils.options import ordered_yaml
 
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
-from rdbm_plugin.options import OptionError, build, check_choice, check_keys
+from rdbm_plugin.options import OptionError, build, check_choice, check_keys, check_number
 from rdbm_plugin.samplers import build_sampler
+
+
+class TrainingSettings(NamedTuple):
+    """The keys of ``train:`` that RDBMModel adds to BasicSR's; see there."""
+
+    node_t_share: float
+    amp: bool
 
 
 def registered(name: str) -> dict[str, Any]:
@@ -26,8 +36,62 @@ def _block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(found)
 
 
+def check_file(arguments: Sequence[str]) -> None:
+    """Check that the file after ``-opt`` can be read and has what BasicSR reads from it at once.
+
+    Raises:
+        OptionError: Naming the file and the key or line.
+    """
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument('-opt')
+    path = parser.parse_known_args(arguments)[0].opt
+    if path is None:
+        return
+    if not Path(path).is_file():
+        raise OptionError(f'-opt: no file {path!r} (looked in {Path(path).absolute()}).')
+    try:
+        content = yaml.load(Path(path).read_text(encoding='utf-8'), ordered_yaml()[0])
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f'-opt: {path}: not valid YAML: {error}') from None
+    if not isinstance(content, Mapping):
+        raise OptionError(f'-opt: {path}: found {str(content)[:40]!r}; expected lines of "key: value".')
+    for key in ('name', 'num_gpu', 'datasets', 'path'):
+        if key not in content:
+            raise OptionError(f'-opt: {path}: key {key!r} is missing.')
+
+
+def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
+    """The torch.optim class named by ``train: optim_g: type``; checks the other keys of the block too."""
+    optimizers = {name: cls for name, cls in vars(torch.optim).items()
+                  if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name != 'Optimizer'}
+    cls = optimizers[check_choice('train: optim_g: type', optim_opt.get('type'), optimizers)]
+    check_keys('train: optim_g', {'params': (), **{k: v for k, v in optim_opt.items() if k != 'type'}}, cls)
+    return cls
+
+
+def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSettings:
+    """Check loss, optimizer and our own keys of ``train:``, and return the latter.
+
+    Raises:
+        OptionError: Naming the key, what was found and what is allowed.
+    """
+    optimizer_class(_block(train_opt, 'optim_g'))
+    if train_opt.get('pixel_opt'):
+        build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
+    share = train_opt.get('node_t_share')
+    share = 1 / timesteps if share is None else check_number('train: node_t_share', share, 0, 1)
+    amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16'))
+    return TrainingSettings(share, amp == 'bf16')
+
+
+def check_metrics(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if ``val: metrics:`` names what BasicSR cannot compute: it would fail only after training."""
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        check_choice(f'val: metrics: {name}: type', metric.get('type'), registered('METRIC'))
+
+
 def check_model(opt: Mapping[str, Any]) -> None:
-    """Check bridge, sampler, network, checkpoint and loss of an RDBMModel.
+    """Check bridge, sampler, network, checkpoint, training and metrics of an RDBMModel.
 
     Raises:
         OptionError: Naming the key or file, what was found and what is allowed.
@@ -40,8 +104,9 @@ def check_model(opt: Mapping[str, Any]) -> None:
     checkpoint = path.get('pretrain_network_g')
     if checkpoint is not None and path.get('strict_load_g', True):
         check_fits(checkpoint, read_parameters(checkpoint, path.get('param_key_g', 'params')), net)
-    if opt.get('is_train') and (opt.get('train') or {}).get('pixel_opt'):
-        build('train: pixel_opt', opt['train']['pixel_opt'], registered('LOSS'))
+    if opt.get('is_train'):
+        check_training(_block(opt, 'train'), bridge.timesteps)
+    check_metrics(opt)
 
 
 def check_options(opt: Mapping[str, Any]) -> None:
@@ -57,6 +122,7 @@ def check_options(opt: Mapping[str, Any]) -> None:
         network = _block(opt, 'network_g')
         check_keys('network_g', {k: v for k, v in network.items() if k != 'type'},
                    registered('ARCH')[check_choice('network_g: type', network.get('type'), registered('ARCH'))])
+        check_metrics(opt)
     for phase, dataset in _block(opt, 'datasets').items():
         where = f'datasets: {phase}'
         cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]

@@ -19,7 +19,7 @@ from rdbm_plugin import preflight, report
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
-from rdbm_plugin.options import OptionError, check_choice, check_number
+from rdbm_plugin.options import OptionError
 from rdbm_plugin.samplers import build_sampler
 
 
@@ -68,21 +68,14 @@ class RDBMModel(SRModel):
     # ------------------------------------------------------------------ training
 
     def init_training_settings(self) -> None:
-        train_opt = self.opt['train']
-        share = train_opt.get('node_t_share')
-        self.node_t_share = 1 / self.bridge.timesteps if share is None else check_number(
-            'train: node_t_share', share, 0, 1)
-        self.amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16')) == 'bf16'
+        self.node_t_share, self.amp = preflight.check_training(self.opt['train'], self.bridge.timesteps)
         super().init_training_settings()
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
-        optimizers = {name: cls for name, cls in vars(torch.optim).items()
-                      if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)}
-        optimizer = optimizers[check_choice('train: optim_g: type', optim_type, optimizers)]
-        return optimizer(params, lr=check_number('train: optim_g: lr', lr, 0), **kwargs)
+        return preflight.optimizer_class({'type': optim_type, 'lr': lr, **kwargs})(params, lr=lr, **kwargs)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         self.lq = data['lq'].to(self.device, memory_format=torch.channels_last, non_blocking=True)

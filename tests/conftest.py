@@ -1,0 +1,66 @@
+"""Helpers: option files with changes, and the commands run as a user runs them."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = {  # the smallest run that does everything
+    'num_gpu': 0, 'datasets:train:gt_size': 16, 'datasets:train:batch_size_per_gpu': 5,
+    'datasets:train:num_worker_per_gpu': 0, 'network_g:variant': 'T', 'val:sampler:steps': 2,
+    **{f'datasets:val_{i}:gt_size': 24 for i in range(1, 6)},
+}
+
+
+def command(*arguments, cwd, env=None, check=True):
+    """Run python with ``arguments``, the plugin on its path, and return the finished process with its output."""
+    paths = [str(ROOT), *(env or {}).pop('PYTHONPATH', '').split(os.pathsep)]
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=600, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **(env or {})})
+    if check and process.returncode != 0:
+        pytest.fail(f'{arguments} ended with {process.returncode}:\n{process.stdout[-6000:]}')
+    return process
+
+
+def forced(changes):
+    """Arguments that force values in the option file, as BasicSR's --force_yml takes them."""
+    return ['--force_yml', *(f'{key}={value}' for key, value in changes.items())]
+
+
+def rdbm(name, option_file, cwd, changes=None, extra=(), check=True):
+    """``rdbm NAME -opt options/OPTION_FILE`` with the smallest settings and ``changes``."""
+    return command('-m', 'rdbm_plugin', *arguments(name, option_file, changes, extra), cwd=cwd, check=check)
+
+
+def arguments(name, option_file, changes=None, extra=()):
+    """The command line of :func:`rdbm`."""
+    changes = {**(TINY if name == 'train' else {}), **(changes or {})}
+    return [name, '-opt', str(ROOT / 'options' / option_file), *extra, *forced(changes)]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in an empty folder, and returns the one line it was refused with."""
+    from rdbm_plugin.__main__ import main
+
+    def run(*args, **kwargs):
+        before = sorted(tmp_path.rglob('*'))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['rdbm', *arguments(*args, **kwargs)])
+        assert main() == 2
+        assert sorted(tmp_path.rglob('*')) == before, 'nothing is written before the options are good'
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f'rdbm {args[0]}: ')
+        return error
+    return run
+
+
+def short(iterations, every=None):
+    """Settings of a run of ``iterations`` that validates and saves ``every`` so many."""
+    every = every or iterations
+    return {'train:total_iter': iterations, 'train:scheduler:periods': f'[{iterations}]', 'val:val_freq': every,
+            'logger:save_checkpoint_freq': every, 'logger:print_freq': 1}

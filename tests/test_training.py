@@ -1,0 +1,219 @@
+"""Whole runs of the command line: they learn, repeat, restart, and refuse bad input before they write."""
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, command, forced, rdbm, short
+
+QUICK = 'train_rdbm_quickstart.yml'
+RUN = 'experiments/train_rdbm_quickstart'
+
+
+def weights(folder, name='net_g_latest.pth', run=RUN):
+    return torch.load(folder / run / 'models' / name, weights_only=True)
+
+
+def same(a, b):
+    return all(torch.equal(a[key][name], b[key][name]) for key in a for name in a[key])
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run of 60 iterations with two validations."""
+    folder = tmp_path_factory.mktemp('trained')
+    process = rdbm('train', QUICK, folder, {**short(60, every=30), 'train:optim_g:lr': 0.003})
+    return folder, process.stdout
+
+
+def test_training_lowers_the_loss(trained):
+    losses = [float(x) for x in re.findall(r'l_pix: (\S+)', trained[1])]
+    assert len(losses) == 60
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+def test_validation_reports_every_task_their_average_and_pictures(trained):
+    folder, log = trained
+    table = log[log.rindex('Validation, 2 network evaluations an image:'):].splitlines()
+    assert table[1].split() == ['psnr', 'degraded', 'restored', 'gain']
+    rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in table[2:8]}
+    assert list(rows) == ['derain', 'lowlight', 'desnow', 'dehaze', 'deblur', 'average']
+    tasks = [rows[name] for name in rows if name != 'average']
+    for column in range(2):
+        mean = sum(row[column] for row in tasks) / 5
+        assert rows['average'][column] == pytest.approx(mean, abs=0.011)
+    assert all(restored - degraded == pytest.approx(gain, abs=0.011) for degraded, restored, gain in rows.values())
+    assert (folder / RUN / 'visualization/before_after.png').stat().st_size > 1000
+
+
+def test_tensorboard_holds_curves_pictures_and_trajectories(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(trained[0] / 'tb_logger/train_rdbm_quickstart'))
+    events.Reload()
+    scalars, images = events.Tags()['scalars'], events.Tags()['images']
+    for name in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur', 'average'):
+        assert f'metrics/{name}/psnr' in scalars
+    assert 'losses/l_pix' in scalars
+    for name in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur'):
+        assert {f'validation/{name}', f'trajectory/{name}'} <= set(images)
+
+
+def test_checkpoint_has_basicsr_layout(trained):
+    content = weights(trained[0])
+    assert set(content) == {'params', 'params_ema'}
+    assert not torch.equal(content['params']['tail.weight'], content['params_ema']['tail.weight'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_same_options_and_seed_give_the_same_weights(tmp_path, workers):
+    runs = []
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        rdbm('train', QUICK, tmp_path / name, {**short(4), 'datasets:train:num_worker_per_gpu': workers})
+        runs.append(weights(tmp_path / name))
+    assert same(*runs)
+
+
+def test_restart_continues_where_it_stopped(tmp_path):
+    rdbm('train', QUICK, tmp_path, short(9, every=3))
+    before = weights(tmp_path, 'net_g_6.pth')
+    (tmp_path / RUN / 'training_states/9.state').unlink()
+    process = rdbm('train', QUICK, tmp_path, short(9, every=3), extra=['--auto_resume'])
+    assert 'Resuming training from epoch: 0, iter: 6.' in process.stdout
+    assert [int(i) for i in re.findall(r'iter: +(\d+), lr', process.stdout)] == [7, 8, 9]
+    after = weights(tmp_path)
+    assert not same(before, after)
+    for key in ('params', 'params_ema'):
+        moved = max(float((after[key][name] - value).abs().max()) for name, value in before[key].items())
+        assert moved < 0.02, 'training went on, it did not start over'
+
+
+def test_a_second_run_keeps_the_first(tmp_path):
+    for _ in range(2):
+        rdbm('train', QUICK, tmp_path, short(1))
+    folders = [path.name for path in (tmp_path / 'experiments').iterdir()]
+    assert len(folders) == 2 and any('archived' in name for name in folders)
+
+
+@pytest.mark.parametrize('prediction', ['x0', 'noise', 'velocity'])
+def test_other_predictions_train_and_sample(tmp_path, prediction):
+    process = rdbm('train', QUICK, tmp_path, {**short(3), 'bridge:prediction': prediction,
+                                             'train:pixel_opt:measure': prediction})
+    assert 'nan' not in process.stdout.lower()
+
+
+def own_file(folder, *replacements):
+    """A copy of the quickstart file with blocks replaced."""
+    text = (ROOT / 'options' / QUICK).read_text(encoding='utf-8')
+    for pattern, replacement in replacements:
+        text, count = re.subn(pattern, replacement, text)
+        assert count == 1, pattern
+    file = folder / 'own.yml'
+    file.write_text(text, encoding='utf-8')
+    return file
+
+
+LOSS_BLOCK = r'  pixel_opt:\n(    .*\n)+'
+
+
+def test_basicsr_losses_and_other_optimizers_serve(tmp_path):
+    file = own_file(tmp_path, (LOSS_BLOCK, '  pixel_opt: {type: CharbonnierLoss, loss_weight: 1.0, reduction: mean}\n'),
+                    (r'  optim_g:\n(    .*\n)+', '  optim_g: {type: RMSprop, lr: !!float 1e-4}\n'))
+    process = rdbm('train', file, tmp_path, {**short(2), 'train:node_t_share': '~', 'train:amp': 'none'})
+    assert 'Loss [CharbonnierLoss] is created.' in process.stdout
+
+
+def test_test_command_restores_and_scores(trained, tmp_path):
+    folder = trained[0]
+    changes = {'path:pretrain_network_g': folder / RUN / 'models/net_g_latest.pth', 'network_g:variant': 'T',
+               'val:sampler:steps': 2, **{f'datasets:test_{i}:gt_size': 24 for i in range(1, 6)}, 'num_gpu': 0}
+    process = rdbm('test', 'test_rdbm_universal.yml', tmp_path, changes)
+    results = tmp_path / 'results/test_rdbm_universal/visualization'
+    for task in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur'):
+        assert {p.name for p in (results / task).iterdir()} == {'chelsea_test_rdbm_universal.png',
+                                                                'coffee_test_rdbm_universal.png'}
+    last = trained[1][trained[1].rindex('psnr      degraded'):].splitlines()[1:7]
+    first = process.stdout[process.stdout.index('psnr      degraded'):].splitlines()[1:7]
+    assert first == last, 'the test gives the figures of the last validation'
+    assert 'ssim      degraded' in process.stdout
+
+
+BAD = {
+    'unknown key': ({'bridge:moddulation': 'one'}, ["unknown key 'moddulation'", "'modulation'"]),
+    'unknown type': ({'bridge:type': 'Bridge'}, ['bridge: type', "'Bridge'", 'ResidualBridge']),
+    'variance': ({'bridge:stationary_variance': 0}, ['stationary_variance', 'found 0', '> 0']),
+    'steps': ({'val:sampler:steps': 101}, ['val: sampler', 'steps', 'found 101', '1 to 100']),
+    'sampler key': ({'val:sampler:step': 5}, ["unknown key 'step'", "'steps'"]),
+    'network key': ({'network_g:variants': 'T'}, ["unknown key 'variants'", "'variant'"]),
+    'network type': ({'network_g:type': 'UNet'}, ['network_g: type', "'UNet'", 'RDBMUNet']),
+    'model': ({'model_type': 'RDBM'}, ['model_type', "'RDBM'", 'RDBMModel']),
+    'data folder': ({'datasets:train:dataroot_gt': '/no/such'}, ['datasets: photos: dataroot_gt', '/no/such']),
+    'data type': ({'datasets:train:type': 'Pairs'}, ['datasets: train: type', "'Pairs'", 'PairedImageDataset']),
+    'checkpoint': ({'path:pretrain_network_g': '/no/such.pth'}, ['no checkpoint', '/no/such.pth']),
+    'loss': ({'train:pixel_opt:measure': 'eps'}, ['pixel_opt: measure', "'eps'", 'noise, residual, velocity']),
+    'optimizer': ({'train:optim_g:type': 'AdamV'}, ['optim_g: type', "'AdamV'", 'Adam, AdamW']),
+    'share': ({'train:node_t_share': 2}, ['node_t_share', 'found 2', '<= 1']),
+    'amp': ({'train:amp': 'fp8'}, ['train: amp', "'fp8'", 'bf16, none']),
+    'metric': ({'val:metrics:psnr:type': 'psnr'}, ['val: metrics: psnr: type', "'psnr'", 'calculate_psnr']),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_named_before_anything_is_written(case, refused):
+    changes, words = BAD[case]
+    error = refused('train', QUICK, changes)
+    for word in words:
+        assert word in error
+
+
+def test_checkpoint_of_another_variant_is_named(trained, refused):
+    path = trained[0] / RUN / 'models/net_g_latest.pth'
+    error = refused('train', QUICK, {'network_g:variant': 'S', 'path:pretrain_network_g': path})
+    for words in (str(path), '0.45 M', 'RDBMUNet variant T', 'variant S', '1.28 M'):
+        assert words in error
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', b'PK\x03\x04 torn'])
+def test_damaged_checkpoint_is_named(tmp_path, refused, content):
+    path = tmp_path / 'torn.pth'
+    path.write_bytes(content)
+    error = refused('train', QUICK, {'path:pretrain_network_g': path})
+    assert 'torn.pth' in error and 'damaged' in error
+
+
+def test_checkpoint_that_would_run_code_is_refused(tmp_path, refused):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'evil ran',)
+
+    torch.save({'params': Evil()}, tmp_path / 'evil.pth')
+    assert 'safe to load' in refused('train', QUICK, {'path:pretrain_network_g': tmp_path / 'evil.pth'})
+
+
+@pytest.mark.parametrize('text', ['name: [', 'just text', '', 'name: run'])
+def test_broken_option_file_is_named(tmp_path, refused, text):
+    file = tmp_path / 'broken.yml'
+    file.write_text(text)
+    assert 'broken.yml' in refused('train', file)
+
+
+def test_missing_option_file_is_named(tmp_path, refused):
+    assert 'none.yml' in refused('train', tmp_path / 'none.yml')
+
+
+def test_the_real_command_ends_with_one_line_and_status_2(tmp_path):
+    process = rdbm('train', QUICK, tmp_path, {'bridge:type': 'Bridge'}, check=False)
+    assert process.returncode == 2 and 'Traceback' not in process.stdout
+    assert process.stdout.strip().splitlines()[-1].startswith('rdbm train: bridge: type')
+
+
+def test_other_basicsr_models_train_by_the_same_command(tmp_path):
+    """A plain SRModel on our data: nothing of BasicSR is changed for others."""
+    file = own_file(
+        tmp_path, (r'bridge:\n(  .*\n)+', ''), ('model_type: RDBMModel', 'model_type: SRModel'),
+        (r'network_g:\n(  .*\n)+', 'network_g: {type: MSRResNet, num_feat: 8, num_block: 1, upscale: 1}\n'),
+        (r'  sampler:\n(    .*\n)+', ''), (r'type: AdamW.*', 'type: Adam'),
+        (LOSS_BLOCK, '  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}\n'))
+    changes = {key: value for key, value in TINY.items() if 'sampler' not in key and 'variant' not in key}
+    process = command('-m', 'rdbm_plugin', 'train', '-opt', file, *forced({**changes, **short(2)}), cwd=tmp_path)
+    assert 'Model [SRModel] is created.' in process.stdout and 'Validation derain' in process.stdout
