@@ -21,6 +21,7 @@ class TrainingSettings(NamedTuple):
     """The keys of ``train:`` that RDBMModel adds to BasicSR's; see there."""
 
     node_t_share: float
+    own_start_share: float
     amp: bool
 
 
@@ -80,8 +81,9 @@ def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSett
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
     share = train_opt.get('node_t_share')
     share = 1 / timesteps if share is None else check_number('train: node_t_share', share, 0, 1)
+    own = check_number('train: own_start_share', train_opt.get('own_start_share') or 0, 0, 1)
     amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16'))
-    return TrainingSettings(share, amp == 'bf16')
+    return TrainingSettings(share, own, amp == 'bf16')
 
 
 def check_metrics(opt: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ def prepare(extra: str) -> Path:
         try:
             venv.create(FOLDER, with_pip=True)
         except subprocess.CalledProcessError:
-            sys.exit('Python cannot make virtual environments here. On Debian and Ubuntu: sudo apt install python3-venv')
+            sys.exit('Python cannot make virtual environments ; on Debian and Ubuntu: sudo apt install python3-venv')
     print('Installing torch, torchvision and BasicSR (2 to 5 minutes the first time)', flush=True)
     pip('--upgrade', 'pip', 'setuptools', 'wheel')
     pip('torch', 'torchvision')

@@ -46,6 +46,14 @@ def test_every_target_converts_back_to_the_residual(modulation, prediction, sche
     torch.testing.assert_close(found, residual, atol=1e-9, rtol=0)
 
 
+def test_noise_of_inverts_the_marginal():
+    bridge = ResidualBridge()
+    x0, mu, eps = images(99, dtype=torch.float64)
+    t = torch.arange(1, 100)
+    n = bridge.modulate(x0 - mu, eps)
+    torch.testing.assert_close(bridge.noise_of(bridge.marginal(x0 - mu, n, t), x0 - mu, t), n)
+
+
 @pytest.mark.parametrize('prediction', PREDICTIONS)
 def test_error_gain_is_the_ratio_of_the_errors(prediction):
     bridge = ResidualBridge('one', prediction=prediction)

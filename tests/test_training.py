@@ -153,6 +153,7 @@ BAD = {
     'loss': ({'train:pixel_opt:measure': 'eps'}, ['pixel_opt: measure', "'eps'", 'noise, residual, velocity']),
     'optimizer': ({'train:optim_g:type': 'AdamV'}, ['optim_g: type', "'AdamV'", 'Adam, AdamW']),
     'share': ({'train:node_t_share': 2}, ['node_t_share', 'found 2', '<= 1']),
+    'own share': ({'train:own_start_share': -1}, ['own_start_share', 'found -1']),
     'amp': ({'train:amp': 'fp8'}, ['train: amp', "'fp8'", 'bf16, none']),
     'metric': ({'val:metrics:psnr:type': 'psnr'}, ['val: metrics: psnr: type', "'psnr'", 'calculate_psnr']),
 }

@@ -96,6 +96,10 @@ class ResidualBridge:
         """z_t = x_t - mu at nodes ``t`` for the modulated noise ``n`` (Eq. 13); (N, C, H, W)."""
         return self._at(self.mean_coef, t, residual) * residual + self._at(self.std_coef, t, residual) * n
 
+    def noise_of(self, z: Tensor, residual: Tensor, t: Tensor) -> Tensor:
+        """The n with which :meth:`marginal` gives ``z``, at nodes 1 to T-1; (N, C, H, W)."""
+        return (z - self._at(self.mean_coef, t, z) * residual) / self._at(self.std_coef, t, z)
+
     def target(self, residual: Tensor, n: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """What the network shall give at nodes ``t``, the inverse of :meth:`to_residual`; (N, C, H, W)."""
         if self.prediction == 'x0':

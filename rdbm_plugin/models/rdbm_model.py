@@ -32,6 +32,8 @@ class RDBMModel(SRModel):
 
     - ``node_t_share``: share of the samples drawn at node T, where x_t = mu; the others are uniform over the nodes
       1 to T-1. Default 1/T (uniform over all).
+    - ``own_start_share``: share of the samples at nodes below T whose state is made from the network's own estimate
+      at node T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
     - ``amp``: ``none`` or ``bf16``: precision of the network in training; validation is always float32.
 
     Any torch.optim class may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt`` (L1Loss, ...) compares
@@ -68,7 +70,8 @@ class RDBMModel(SRModel):
     # ------------------------------------------------------------------ training
 
     def init_training_settings(self) -> None:
-        self.node_t_share, self.amp = preflight.check_training(self.opt['train'], self.bridge.timesteps)
+        settings = preflight.check_training(self.opt['train'], self.bridge.timesteps)
+        self.node_t_share, self.own_start_share, self.amp = settings
         super().init_training_settings()
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
@@ -94,10 +97,12 @@ class RDBMModel(SRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         mu, residual = 2 * self.lq - 1, 2 * (self.gt - self.lq)
         t = self.draw_times(len(mu))
-        n = self.bridge.modulate(residual, torch.randn_like(residual))
+        eps = torch.randn_like(residual)
+        n = self.bridge.modulate(residual, eps)
         z = self.bridge.marginal(residual, n, t)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            output = self.net_g(mu + z, mu, t.to(self.device)).float()
+        if self.own_start_share > 0:
+            z, n = self.start_from_own_estimate(z, n, residual, eps, mu, t)
+        output = self.predict(mu + z, mu, t)
         losses = self.losses(output, z, self.bridge.target(residual, n, mu, t), mu, t)
 
         self.optimizer_g.zero_grad()
@@ -106,6 +111,27 @@ class RDBMModel(SRModel):
         self.log_dict = self.reduce_loss_dict(losses)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+        """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            return self.net_g(x_t, mu, t.to(self.device)).float()
+
+    def start_from_own_estimate(self, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
+                                t: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace states (z, n) by those that sampling meets: of the network's own estimate at node T."""
+        chosen = (torch.rand(len(t)) < self.own_start_share) & (t < self.bridge.timesteps)
+        if not chosen.any():
+            return z, n
+        last = torch.full_like(t, self.bridge.timesteps)[chosen]
+        mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
+        with torch.no_grad():
+            estimate = self.bridge.to_residual(self.predict(mu, mu, last), torch.zeros_like(mu), mu, last)
+        estimate = (mu + estimate).clamp(-1, 1) - mu
+        z, n = z.clone(), n.clone()
+        z[chosen] = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
+        n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
+        return z, n
 
     def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor) -> OrderedDict[str, Tensor]:
         """The loss terms: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
