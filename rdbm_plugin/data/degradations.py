@@ -120,9 +120,12 @@ class Haze:
 
     @classmethod
     def draw(cls, rng: Generator) -> Haze:
-        """beta 0.6-2.2, airlight 0.7-1 with a tint of +-0.05, slope 0-0.8 (farther at the top), relief 0-0.5."""
+        """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.05, slope 0-0.8 (farther at the top), relief 0-0.5.
+
+        beta and airlight have the range of RESIDE (Li et al., IEEE TIP 2019).
+        """
         air = rng.uniform(0.7, 1) + rng.uniform(-0.05, 0.05, 3)
-        return cls(rng.uniform(0.6, 2.2), tuple(np.clip(air, 0, 1).tolist()), rng.uniform(0, 0.8), rng.uniform(0, 0.5))
+        return cls(rng.uniform(0.6, 1.8), tuple(np.clip(air, 0, 1).tolist()), rng.uniform(0, 0.8), rng.uniform(0, 0.5))
 
     def apply(self, image: Image, rng: Generator) -> Image:
         """J t + A (1 - t) with t = exp(-beta depth)."""
@@ -145,10 +148,10 @@ class Blur:
 
     @classmethod
     def draw(cls, rng: Generator) -> Blur:
-        """A quarter defocus of diameter 3-8; else shake of extent 7-21 with wander 0-0.5."""
+        """A quarter defocus of diameter 3-7; else shake of extent 5-15 with wander 0-0.5."""
         if rng.random() < 0.25:
-            return cls(True, rng.uniform(3, 8), 0.0)
-        return cls(False, rng.uniform(7, 21), rng.uniform(0, 0.5))
+            return cls(True, rng.uniform(3, 7), 0.0)
+        return cls(False, rng.uniform(5, 15), rng.uniform(0, 0.5))
 
     def apply(self, image: Image, rng: Generator) -> Image:
         """Convolve with the kernel."""

@@ -40,7 +40,6 @@ class SyntheticUniversalDataset(Dataset):
             - ``gt_size``: crop size in pixels; required in training.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
             - ``min_scale``: in training a crop comes from a region up to 1/min_scale times larger, shrunk; default 1.
-            - ``color_jitter``: in training each colour channel is scaled by up to +-this share; default 0.
             - ``seed``: of the fixed degradations in validation and test, default 0.
 
     Raises:
@@ -60,8 +59,7 @@ class SyntheticUniversalDataset(Dataset):
             raise OptionError(f'{where}: {error}') from None
 
     def _read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS), gt_size: int | None = None,
-                      use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, color_jitter: float = 0.0,
-                      seed: int = 0) -> None:
+                      use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, seed: int = 0) -> None:
         self.root = dataroot_gt
         self.train = self.opt['phase'] == 'train'
         if isinstance(tasks, str) or not tasks:
@@ -72,7 +70,6 @@ class SyntheticUniversalDataset(Dataset):
         self.gt_size = None if gt_size is None else check_int('gt_size', gt_size, 8)
         self.use_hflip, self.use_rot = use_hflip, use_rot
         self.min_scale = check_number('min_scale', min_scale, 0.1, 1)
-        self.color_jitter = check_number('color_jitter', color_jitter, 0, 0.5)
         self.seed = check_int('seed', seed, 0)
 
     def __len__(self) -> int:
@@ -101,8 +98,6 @@ class SyntheticUniversalDataset(Dataset):
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         path = self.paths[index]
         clean = self._crop(_read_cached(path), rng).astype(np.float32) / 255
-        if self.color_jitter:
-            clean = np.minimum(clean * (1 + rng.uniform(-1, 1, 3) * self.color_jitter), 1).astype(np.float32)
         degraded = degrade(clean, task, rng)
         inner = slice(MARGIN, MARGIN + self.gt_size)
         return self._pack(clean[inner, inner], degraded[inner, inner], path, task)
