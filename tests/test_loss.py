@@ -23,12 +23,12 @@ def batch(bridge):
 @pytest.mark.parametrize('criterion', ['l1', 'l2'])
 def test_measure_noise_is_the_papers_loss_whatever_is_predicted(prediction, criterion):
     bridge = ResidualBridge(prediction=prediction)
-    _, n, z, mu, target, output = batch(bridge)
+    residual, n, z, mu, target, output = batch(bridge)
     residual_hat = bridge.to_residual(output, z, mu, T)
     mean, std = bridge.mean_coef[T].view(-1, 1, 1, 1), bridge.std_coef[T].view(-1, 1, 1, 1)
     error = (z - mean * residual_hat) / std - n
     expected = error.abs().mean() if criterion == 'l1' else error.square().mean()
-    found = ResidualModulatedLoss(criterion=criterion, measure='noise')(output, target, T, bridge)
+    found = ResidualModulatedLoss(criterion=criterion, measure='noise')(output, target, T, bridge, residual)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
@@ -38,7 +38,7 @@ def test_measure_residual_is_the_error_of_the_image(prediction):
     residual, _, z, mu, target, output = batch(bridge)
     expected = (bridge.to_residual(output, z, mu, T) - residual).abs().mean()
     for measure in ('residual', 'x0'):
-        found = ResidualModulatedLoss(measure=measure)(output, target, T, bridge)
+        found = ResidualModulatedLoss(measure=measure)(output, target, T, bridge, residual)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
@@ -48,7 +48,7 @@ def test_finite_and_trainable_at_both_ends(prediction, measure):
     bridge = ResidualBridge(prediction=prediction)
     t = torch.tensor([1, 100])
     output = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    loss = ResidualModulatedLoss(measure=measure)(output, torch.ones(2, 3, 4, 4), t, bridge)
+    loss = ResidualModulatedLoss(measure=measure)(output, torch.ones(2, 3, 4, 4), t, bridge, torch.ones(2, 3, 4, 4))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(output.grad).all() and (output.grad != 0).all()
 
@@ -56,11 +56,23 @@ def test_finite_and_trainable_at_both_ends(prediction, measure):
 def test_weight_scales_the_loss():
     bridge = ResidualBridge()
     output, target = torch.zeros(5, 1, 2, 2), torch.ones(5, 1, 2, 2)
-    assert float(ResidualModulatedLoss(loss_weight=0.25)(output, target, T, bridge)) == 0.25
+    assert float(ResidualModulatedLoss(loss_weight=0.25)(output, target, T, bridge, target)) == 0.25
+
+
+def test_balance_evens_out_heavy_and_slight_damage():
+    """A guess of zero misses each sample by its own residual: with full balance all count the same."""
+    bridge, t = ResidualBridge(), torch.tensor([50, 50])
+    residual = torch.stack([torch.full((3, 4, 4), 1.99), torch.full((3, 4, 4), 0.09)])
+    for balance, ratio in ((0, 1.99 / 0.09), (0.5, 1.99 / 0.09 / 20**0.5), (1, 1.99 / 0.09 / 20)):
+        output = torch.zeros(2, 3, 4, 4, requires_grad=True)
+        loss = ResidualModulatedLoss(balance=balance)(output * residual, residual, t, bridge, residual)
+        loss.backward()
+        heavy, slight = output.grad.abs().sum(dim=(1, 2, 3))
+        assert float(heavy / slight) == pytest.approx(ratio, rel=1e-5)
 
 
 @pytest.mark.parametrize('block', [{'measure': 'pi'}, {'criterion': 'huber'}, {'loss_weight': -1},
-                                   {'reduction': 'sum'}])
+                                   {'balance': 2}, {'reduction': 'sum'}])
 def test_bad_options_are_named(block):
     with pytest.raises(OptionError, match=next(iter(block))):
         build('train: pixel_opt', {'type': 'L', **block}, {'L': ResidualModulatedLoss})

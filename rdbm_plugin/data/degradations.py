@@ -187,10 +187,13 @@ def _line(length: float, angle: float) -> Image:
 
 
 def _rasterize(path: NDArray[np.float64], extent: float) -> Image:
-    """Draw an (n, 2) path of (x, y), scaled to ``extent`` pixels, as an anti-aliased kernel of sum 1."""
-    path = path - (path.max(0) + path.min(0)) / 2
+    """Draw an (n, 2) path of (x, y), scaled to ``extent`` pixels, as an anti-aliased kernel of sum 1.
+
+    Its mean lies in the centre: a kernel off centre shifts the image by an amount that nobody can tell from it.
+    """
     path = path * (extent / max(float(np.ptp(path, axis=0).max()), 1e-6))
-    reach = int(np.ceil(extent / 2))
+    path = path - path.mean(0)
+    reach = int(np.ceil(np.abs(path).max()))
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8)
     points = np.rint((path + reach) * 16).astype(np.int32).reshape(-1, 1, 2)
     cv2.polylines(kernel, [points], False, 255, 1, cv2.LINE_AA, 4)

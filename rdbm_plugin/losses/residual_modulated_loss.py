@@ -26,18 +26,22 @@ class ResidualModulatedLoss(nn.Module):
         loss_weight: Factor on the loss.
         criterion: ``l1`` or ``l2`` (mean absolute or mean squared error; the weight enters before the square).
         measure: ``residual``, ``x0``, ``noise`` or ``velocity``.
+        balance: From 0 to 1. Samples count in proportion to (mean |residual| + 0.01)^-balance, with mean 1 over the
+            batch: 0 as in the paper, 1 equal whether the damage is slight (blur) or heavy (darkness).
 
     Raises:
         OptionError: An argument is out of its range.
     """
 
-    def __init__(self, loss_weight: float = 1.0, criterion: str = 'l1', measure: str = 'residual') -> None:
+    def __init__(self, loss_weight: float = 1.0, criterion: str = 'l1', measure: str = 'residual',
+                 balance: float = 0.0) -> None:
         super().__init__()
         self.loss_weight = check_number('loss_weight', loss_weight, 0)
         self.criterion = check_choice('criterion', criterion, ('l1', 'l2'))
         self.measure = check_choice('measure', measure, PREDICTIONS)
+        self.balance = check_number('balance', balance, 0, 1)
 
-    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge, residual: Tensor) -> Tensor:
         """Mean loss over a batch.
 
         Args:
@@ -45,7 +49,12 @@ class ResidualModulatedLoss(nn.Module):
             target: ``bridge.target(...)``, (N, C, H, W).
             t: Nodes, (N,) int64 on the CPU, from 1 to T.
             bridge: Says what the network predicts.
+            residual: x0 - mu, (N, C, H, W) in [-2, 2].
         """
         weight = bridge.error_gain(self.measure, t) / bridge.error_gain(bridge.prediction, t)
         error = weight.to(output).view(-1, 1, 1, 1) * (output - target)
-        return self.loss_weight * (error.abs() if self.criterion == 'l1' else error.square()).mean()
+        losses = (error.abs() if self.criterion == 'l1' else error.square()).mean(dim=(1, 2, 3))
+        if self.balance > 0:
+            share = (residual.abs().mean(dim=(1, 2, 3)) + 0.01) ** -self.balance
+            losses = losses * share / share.mean()
+        return self.loss_weight * losses.mean()

@@ -103,7 +103,7 @@ class RDBMModel(SRModel):
         if self.own_start_share > 0:
             z, n = self.start_from_own_estimate(z, n, residual, eps, mu, t)
         output = self.predict(mu + z, mu, t)
-        losses = self.losses(output, z, self.bridge.target(residual, n, mu, t), mu, t)
+        losses = self.losses(output, z, self.bridge.target(residual, n, mu, t), mu, t, residual)
 
         self.optimizer_g.zero_grad()
         sum(losses.values()).backward()
@@ -133,14 +133,15 @@ class RDBMModel(SRModel):
         n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
         return z, n
 
-    def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor) -> OrderedDict[str, Tensor]:
+    def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor,
+               residual: Tensor) -> OrderedDict[str, Tensor]:
         """The loss terms: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
         terms = OrderedDict()
         x0_hat = None
         if not isinstance(self.cri_pix, ResidualModulatedLoss) or self.cri_perceptual:
             x0_hat = self.lq + self.bridge.to_residual(output, z, mu, t) / 2
         if isinstance(self.cri_pix, ResidualModulatedLoss):
-            terms['l_pix'] = self.cri_pix(output, target, t, self.bridge)
+            terms['l_pix'] = self.cri_pix(output, target, t, self.bridge, residual)
         elif self.cri_pix:
             terms['l_pix'] = self.cri_pix(x0_hat, self.gt)
         if self.cri_perceptual:
