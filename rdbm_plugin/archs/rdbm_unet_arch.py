@@ -81,10 +81,10 @@ class RDBMUNet(nn.Module):
         for fine, coarse, count in zip(channels, channels[1:], blocks):
             self.encoder.append(self._blocks(fine, count))
             self.down.append(_conv(fine, coarse, 2, stride=2))
-            self.up.append(_conv(coarse, 4 * fine, 1))
+            self.up.append(_even(_conv(coarse, 4 * fine, 1)))
             self.decoder.append(self._blocks(fine, count))
         self.bottom = self._blocks(channels[-1], blocks[-1])
-        self.tail = _zero(nn.Conv2d(channels[0], out * folded, 3, padding=1))
+        self.tail = _zero(nn.Conv2d(channels[0], 2 * out * folded, 3, padding=1))
 
     def _blocks(self, channels: int, count: int) -> nn.ModuleList:
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
@@ -116,7 +116,8 @@ class RDBMUNet(nn.Module):
             h = F.pixel_shuffle(up(h), 2) + skip
             for block in blocks:
                 h = block(h, time)
-        return F.pixel_shuffle(self.tail(h), self.patch)[..., :height, :width]
+        gain, offset = F.pixel_shuffle(self.tail(h), self.patch)[..., :height, :width].chunk(2, dim=1)
+        return gain * mu + offset
 
 
 def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
@@ -130,6 +131,12 @@ def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _even(conv: nn.Conv2d) -> nn.Conv2d:
+    """Start a convolution before pixel_shuffle without a grid (ICNR, Aitken et al., arXiv 1707.02937)."""
+    conv.weight.data = conv.weight.data[::4].repeat_interleave(4, dim=0)
     return conv
 
 

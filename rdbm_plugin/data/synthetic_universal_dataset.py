@@ -36,7 +36,8 @@ class SyntheticUniversalDataset(Dataset):
         opt: The dataset block of the option file:
 
             - ``dataroot_gt``: folder of clean images (sub-folders included), or ``embedded``.
-            - ``tasks``: any of derain, lowlight, desnow, dehaze, deblur; default all five.
+            - ``tasks``: some of derain, lowlight, desnow, dehaze, deblur; named twice, it is drawn twice as often;
+              default all five once.
             - ``gt_size``: crop size in pixels; required in training.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
             - ``min_scale``: in training a crop comes from a region up to 1/min_scale times larger, shrunk; default 1.
