@@ -20,13 +20,13 @@ class Size(NamedTuple):
 
 
 VARIANTS = {
-    'T': Size((32, 48, 64, 64), (1, 1, 1, 1)),
-    'S': Size((48, 64, 64, 80), (2, 2, 2, 3)),
-    'B': Size((64, 80, 112, 144), (3, 3, 3, 2)),
-    'L': Size((80, 112, 192, 224), (3, 3, 3, 1)),
+    'T': Size((16, 40, 64, 88), (1, 1, 1, 1)),
+    'S': Size((24, 48, 96, 112), (1, 2, 2, 1)),
+    'B': Size((40, 80, 144, 176), (2, 2, 2, 2)),
+    'L': Size((40, 96, 192, 224), (1, 1, 3, 3)),
 }
 """T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
-NORM_GROUPS = 8
+NORM_GROUPS = 4
 
 
 class ResidualBlock(nn.Module):
@@ -47,35 +47,31 @@ class ResidualBlock(nn.Module):
 
 
 class RDBMUNet(nn.Module):
-    """U-Net of plain 3x3 convolutions on 2x2 pixel blocks, for a bridge or any other two-image, one-time task.
+    """U-Net of plain 3x3 convolutions, for a bridge or any other task of two images and a time.
 
-    Attention and depthwise layers are left out, and the first level works at half resolution on folded pixels:
-    both are by far the faster choice on CPUs and cost nothing on GPUs. Normalisation uses the statistics of each
-    image alone: they tell the network how dark or hazy the whole image is, which a bounded window cannot.
+    Attention and depthwise layers are left out, as they are slow on CPUs. Normalisation uses the statistics of
+    each image alone: they tell the network how dark or hazy the whole image is, which a bounded window cannot. The
+    output is ``gain * mu + offset`` for each pixel, as haze and exposure are affine in the image.
 
     Args:
         variant: ``T``, ``S``, ``B`` or ``L``.
-        num_in_ch: Channels of x_t and of mu each.
-        num_out_ch: Channels of the output; default: as num_in_ch.
+        num_in_ch: Channels of x_t, of mu and of the output each.
 
     Raises:
         OptionError: An argument is out of its range.
     """
 
-    patch = 2
     time_channels = 32
 
-    def __init__(self, variant: str = 'T', num_in_ch: int = 3, num_out_ch: int | None = None) -> None:
+    def __init__(self, variant: str = 'T', num_in_ch: int = 3) -> None:
         super().__init__()
         self.variant = check_choice('variant', variant, VARIANTS)
         channels, blocks = VARIANTS[variant]
-        folded = self.patch**2
         check_int('num_in_ch', num_in_ch, 1)
-        out = check_int('num_out_ch', num_in_ch if num_out_ch is None else num_out_ch, 1)
-        self.stride = self.patch * 2 ** (len(channels) - 1)
+        self.stride = 2 ** (len(channels) - 1)
         self.time = nn.Sequential(nn.Linear(self.time_channels, self.time_channels), nn.SiLU(),
                                   nn.Linear(self.time_channels, self.time_channels), nn.SiLU())
-        self.head = _conv(2 * num_in_ch * folded, channels[0], 3, padding=1)
+        self.head = _conv(2 * num_in_ch, channels[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
         for fine, coarse, count in zip(channels, channels[1:], blocks):
@@ -84,7 +80,7 @@ class RDBMUNet(nn.Module):
             self.up.append(_even(_conv(coarse, 4 * fine, 1)))
             self.decoder.append(self._blocks(fine, count))
         self.bottom = self._blocks(channels[-1], blocks[-1])
-        self.tail = _zero(nn.Conv2d(channels[0], 2 * out * folded, 3, padding=1))
+        self.tail = _zero(nn.Conv2d(channels[0], 2 * num_in_ch, 3, padding=1))
 
     def _blocks(self, channels: int, count: int) -> nn.ModuleList:
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
@@ -98,12 +94,12 @@ class RDBMUNet(nn.Module):
             t: Node of the bridge, (N,), from 0 to T.
 
         Returns:
-            (N, num_out_ch, H, W).
+            (N, num_in_ch, H, W).
         """
         height, width = x_t.shape[-2:]
         time = self.time(_sinusoids(t, self.time_channels).to(x_t.dtype))
         h = _pad_to_multiple(torch.cat([x_t, mu], dim=1), self.stride)
-        h = self.head(F.pixel_unshuffle(h, self.patch))
+        h = self.head(h)
         skips = []
         for blocks, down in zip(self.encoder, self.down):
             for block in blocks:
@@ -116,7 +112,7 @@ class RDBMUNet(nn.Module):
             h = F.pixel_shuffle(up(h), 2) + skip
             for block in blocks:
                 h = block(h, time)
-        gain, offset = F.pixel_shuffle(self.tail(h), self.patch)[..., :height, :width].chunk(2, dim=1)
+        gain, offset = self.tail(h)[..., :height, :width].chunk(2, dim=1)
         return gain * mu + offset
 
 
