@@ -64,9 +64,9 @@ def check_before_writing(pipeline: ModuleType) -> None:
 
     BasicSR makes folders and renames those of an older run before it builds anything.
     """
-    from rdbm_plugin.preflight import check_file, check_options
+    from basicsr.utils.options import parse_options as read
 
-    read = pipeline.parse_options
+    from rdbm_plugin.preflight import check_file, check_options
 
     def parse_options(root_path: str, is_train: bool = True) -> tuple:
         check_file(sys.argv[1:])

@@ -26,7 +26,7 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ['it is empty'])[0]
         raise OptionError(f'path: {path}: not a checkpoint that is safe to load (damaged, or it holds more than '
                           f'tensors): {reason}') from None
     for key in (param_key, 'params'):
