@@ -13,11 +13,12 @@ compat.provide_functional_tensor()
 COMMANDS = {
     'train': 'train a model from an option file',
     'test': 'test a model from an option file',
+    'doctor': 'check an option file and all its data',
 }
 
 
 def main() -> int:
-    """Run ``rdbm COMMAND ...`` and return the exit status: 0, or 2 for an error in command line or option file."""
+    """Run ``rdbm COMMAND ...`` and return the exit status: 2 for an error in command line or option file."""
     arguments = sys.argv[1:]
     if arguments[:1] == ['--version']:
         print(f'rdbm_plugin {__version__}')
@@ -31,11 +32,10 @@ def main() -> int:
     command = arguments[0]
     sys.argv = [f'rdbm {command}', *arguments[1:]]
     try:
-        import_module(f'rdbm_plugin.commands.{command}').main()
+        return import_module(f'rdbm_plugin.commands.{command}').main() or 0
     except OptionError as error:
         print(f'rdbm {command}: {error}', file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == '__main__':

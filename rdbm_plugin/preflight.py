@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +38,8 @@ def _block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(found)
 
 
-def check_file(arguments: Sequence[str]) -> None:
-    """Check that the file after ``-opt`` can be read and has what BasicSR reads from it at once.
+def check_file(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Check that the file after ``-opt`` can be read and has what BasicSR reads from it at once; return its content.
 
     Raises:
         OptionError: Naming the file and the key or line.
@@ -47,7 +48,7 @@ def check_file(arguments: Sequence[str]) -> None:
     parser.add_argument('-opt')
     path = parser.parse_known_args(arguments)[0].opt
     if path is None:
-        return
+        return {}
     if not Path(path).is_file():
         raise OptionError(f'-opt: no file {path!r} (looked in {Path(path).absolute()}).')
     try:
@@ -59,6 +60,7 @@ def check_file(arguments: Sequence[str]) -> None:
     for key in ('name', 'num_gpu', 'datasets', 'path'):
         if key not in content:
             raise OptionError(f'-opt: {path}: key {key!r} is missing.')
+    return content
 
 
 def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
@@ -92,48 +94,67 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
         check_choice(f'val: metrics: {name}: type', metric.get('type'), registered('METRIC'))
 
 
-def check_model(opt: Mapping[str, Any]) -> None:
-    """Check bridge, sampler, network, checkpoint, training and metrics of an RDBMModel.
-
-    Raises:
-        OptionError: Naming the key or file, what was found and what is allowed.
-    """
-    bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
-    build_sampler((opt.get('val') or {}).get('sampler'), bridge, registered('SAMPLER'))
+def check_network(opt: Mapping[str, Any]) -> None:
+    """Check network_g and that the checkpoint to start from fits it."""
     with torch.device('meta'):
         net = build('network_g', _block(opt, 'network_g'), registered('ARCH'))
     path = opt.get('path') or {}
     checkpoint = path.get('pretrain_network_g')
     if checkpoint is not None and path.get('strict_load_g', True):
         check_fits(checkpoint, read_parameters(checkpoint, path.get('param_key_g', 'params')), net)
+
+
+def check_bridge(opt: Mapping[str, Any]) -> None:
+    """Check bridge, sampler and the keys of ``train:`` that need them."""
+    bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
+    build_sampler((opt.get('val') or {}).get('sampler'), bridge, registered('SAMPLER'))
     if opt.get('is_train'):
         check_training(_block(opt, 'train'), bridge.timesteps)
-    check_metrics(opt)
 
 
-def check_options(opt: Mapping[str, Any]) -> None:
-    """Check what :func:`check_model` checks if the model is ours, and the data sets and types of any model.
+def check_model(opt: Mapping[str, Any]) -> None:
+    """Check bridge, sampler, network, checkpoint, training and metrics of an RDBMModel.
 
     Raises:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
+    for check in (check_bridge, check_network, check_metrics):
+        check(opt)
+
+
+def check_foreign_model(opt: Mapping[str, Any]) -> None:
+    """Check that the network of another BasicSR model exists and takes its keys."""
+    network = _block(opt, 'network_g')
+    check_keys('network_g', {k: v for k, v in network.items() if k != 'type'},
+               registered('ARCH')[check_choice('network_g: type', network.get('type'), registered('ARCH'))])
+
+
+def check_dataset(phase: str, dataset: Mapping[str, Any]) -> None:
+    """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's."""
+    where = f'datasets: {phase}'
+    cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
+    if cls.__module__.startswith('rdbm_plugin.'):
+        cls(dataset)
+        return
+    for key, value in dataset.items():
+        if value is not None and key.startswith(('dataroot', 'meta_info_file')):
+            for root in value if isinstance(value, list) else [value]:
+                if not Path(root).expanduser().exists():
+                    raise OptionError(f'{where}: {key}: no such file or folder {root!r} '
+                                      f'(looked in {Path(root).absolute()}).')
+
+
+def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """All checks of an option file, each to be called; each raises OptionError if it fails."""
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
-    if model.__module__.startswith('rdbm_plugin.'):
-        check_model(opt)
-    else:
-        network = _block(opt, 'network_g')
-        check_keys('network_g', {k: v for k, v in network.items() if k != 'type'},
-                   registered('ARCH')[check_choice('network_g: type', network.get('type'), registered('ARCH'))])
-        check_metrics(opt)
+    ours = model.__module__.startswith('rdbm_plugin.')
+    for check in (check_bridge, check_network, check_metrics) if ours else (check_foreign_model, check_metrics):
+        yield partial(check, opt)
     for phase, dataset in _block(opt, 'datasets').items():
-        where = f'datasets: {phase}'
-        cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
-        if cls.__module__.startswith('rdbm_plugin.'):
-            cls(dataset)
-            continue
-        for key, value in dataset.items():
-            if value is not None and key.startswith(('dataroot', 'meta_info_file')):
-                for root in value if isinstance(value, list) else [value]:
-                    if not Path(root).expanduser().exists():
-                        raise OptionError(f'{where}: {key}: no such file or folder {root!r} '
-                                          f'(looked in {Path(root).absolute()}).')
+        yield partial(check_dataset, phase, dataset)
+
+
+def check_options(opt: Mapping[str, Any]) -> None:
+    """Make all :func:`checks` and raise what the first to fail raises."""
+    for check in checks(opt):
+        check()

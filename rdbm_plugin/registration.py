@@ -24,7 +24,8 @@ REGISTERED = {
     'SAMPLER_REGISTRY': ('rdbm_plugin.samplers:BridgeSampler',),
     'ARCH_REGISTRY': ('rdbm_plugin.archs.rdbm_unet_arch:RDBMUNet',),
     'LOSS_REGISTRY': ('rdbm_plugin.losses.residual_modulated_loss:ResidualModulatedLoss',),
-    'DATASET_REGISTRY': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',),
+    'DATASET_REGISTRY': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',
+                         'rdbm_plugin.data.universal_paired_dataset:UniversalPairedDataset'),
     'MODEL_REGISTRY': ('rdbm_plugin.models.rdbm_model:RDBMModel',),
 }
 """Registry -> what this plugin puts there, as module:name. The one list of what is registered."""

@@ -26,6 +26,14 @@ def command(*arguments, cwd, env=None, check=True):
     return process
 
 
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory):
+    """A folder with datasets/universal in it, as ``scripts/prepare_universal.py --lmdb`` makes it by default."""
+    folder = tmp_path_factory.mktemp('prepared')
+    command(ROOT / 'scripts/prepare_universal.py', '--lmdb', cwd=folder)
+    return folder
+
+
 def forced(changes):
     """Arguments that force values in the option file, as BasicSR's --force_yml takes them."""
     return ['--force_yml', *(f'{key}={value}' for key, value in changes.items())]

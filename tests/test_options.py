@@ -12,7 +12,8 @@ FILES = sorted((ROOT / 'options').rglob('*.yml'))
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
-def test_option_files_load_the_plugin_and_pass_every_check(file):
+def test_option_files_load_the_plugin_and_pass_every_check(file, prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
     compat.provide_functional_tensor()
     from basicsr.utils.options import ordered_yaml
 
@@ -34,12 +35,19 @@ def test_floats_in_exponent_form_carry_their_tag(file):
     assert not re.search(r'(?<!float )\b\d+e-?\d', re.sub('#.*', '', file.read_text(encoding='utf-8')))
 
 
-def test_universal_file_is_the_papers_set_up():
-    text = (ROOT / 'options/train_rdbm_universal.yml').read_text(encoding='utf-8')
+@pytest.mark.parametrize('name', ['train_rdbm_universal', 'train_rdbm_universal_pairs'])
+def test_universal_files_are_the_papers_set_up(name):
+    text = (ROOT / f'options/{name}.yml').read_text(encoding='utf-8')
     for line in ('variant: L', 'gt_size: 256', 'batch_size_per_gpu: 20', 'type: Adam ', 'lr: !!float 1e-4',
-                 'total_iter: 500000', 'schedule: cosine', 'stationary_variance: 10/255', 'steps: 10',
-                 'tasks: [derain, lowlight, desnow, dehaze, deblur]'):
+                 'total_iter: 500000', 'schedule: cosine', 'stationary_variance: 10/255', 'steps: 10'):
         assert line in text
+    assert 'tasks: [derain, lowlight, desnow, dehaze, deblur]' in text or text.count('quota: 4') == 5
+
+
+def test_universal_files_differ_in_name_and_data_alone():
+    texts = [(ROOT / f'options/train_rdbm_universal{part}.yml').read_text(encoding='utf-8') for part in ('', '_pairs')]
+    without = [re.sub(r'(?s)\A.*?# Numbers|\nname: \S+ *|\ndatasets:.*?\n# Network', '', text) for text in texts]
+    assert without[0] == without[1]
 
 
 @pytest.mark.parametrize(('value', 'number'), [

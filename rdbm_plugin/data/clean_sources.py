@@ -1,14 +1,16 @@
-"""Where clean images come from: a folder, or the colour photos that scikit-image ships."""
+"""Where clean images come from: folders, LMDBs, the photos that scikit-image ships, or dead leaves."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rdbm_plugin.options import OptionError
+from rdbm_plugin.data.image_source import ImageSource
+from rdbm_plugin.options import OptionError, check_int
 
 EMBEDDED = {
     'train': ('astronaut.png', 'motorcycle_left.png', 'motorcycle_right.png', 'rocket.jpg'),
@@ -19,44 +21,163 @@ EMBEDDED = {
 Its colour images of other kinds (retina, stained tissue, deep sky) are left out: training on them too costs about
 1 dB on the held-out photos.
 """
-SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
 
 
-def list_clean(root: str, phase: str) -> list[Path]:
-    """Paths of the clean images under ``root``, sub-folders included, in a fixed order.
+class CleanSource(Protocol):
+    """Clean images by number."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, index: int) -> NDArray[Any]:
+        """RGB, (H, W, 3), uint8 or uint16."""
+
+    def stem(self, index: int) -> str:
+        """Name without suffix, sub-folders included."""
+
+    def path(self, index: int) -> str:
+        """Where it lies, for messages."""
+
+
+class DeadLeaves:
+    """Random textures of occluding shapes, image i always the same.
+
+    Shapes of all sizes, with a density of radii proportional to r^-3, hide one another, which gives the edges, flat
+    parts and scale invariance of natural images (Lee, Mumford & Huang, IJCV 2001); networks trained on them restore
+    photos (Achddou, Gousseau & Ladjal, CVIU 2023). Colours follow two random hues of the image; each leaf has a
+    gradient and grain of its own.
 
     Args:
-        root: A folder, or ``embedded``.
-        phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and has no effect on a folder.
+        count: Images.
+        size: Their height and width in pixels.
+        seed: Another one gives other images.
+    """
+
+    def __init__(self, count: int, size: int = 256, seed: int = 0) -> None:
+        self.count, self.size, self.seed = check_int('dead_leaves', count, 1), size, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def stem(self, index: int) -> str:
+        """Its number."""
+        return f'dead_leaves_{index:06d}'
+
+    def path(self, index: int) -> str:
+        """Its number; there is no file."""
+        return self.stem(index)
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """Draw image ``index``, (size, size, 3) uint8."""
+        rng = np.random.default_rng([self.seed, index])
+        size = self.size
+        hues = rng.uniform(0, 1, (2, 3))
+        image = np.empty((size, size, 3), np.uint8)
+        image[:] = _colour(hues, rng)
+        small, large = rng.uniform(2.5, 8), rng.uniform(0.15, 0.5) * size
+        covered = 0.0
+        while covered < 5 * size * size:
+            # Inverse of the distribution function of a density r^-3 between the two radii.
+            radius = (small**-2 - rng.random() * (small**-2 - large**-2)) ** -0.5
+            covered += 3 * radius**2
+            _leaf(image, radius, _colour(hues, rng), rng)
+        return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.8))
+
+
+def _leaf(image: NDArray[np.uint8], radius: float, colour: NDArray[np.float64], rng: np.random.Generator) -> None:
+    """Draw a polygon or a bean; large ones with a gradient and grain."""
+    corners = int(rng.integers(3, 9))
+    if corners < 7:
+        angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * (2 * np.pi / corners)
+        spokes = radius * rng.uniform(0.6, 1.4, corners)
+    else:
+        angles = np.arange(24) * (2 * np.pi / 24)
+        spokes = radius * (1 + 0.4 * rng.random() * np.cos(2 * (angles - rng.uniform(0, np.pi))))
+    size, reach = len(image), int(np.ceil(radius * 1.5))
+    centre = rng.integers(-reach, size + reach, 2)
+    corner = np.maximum(centre - reach, 0)
+    part = image[corner[1]:centre[1] + reach + 1, corner[0]:centre[0] + reach + 1]
+    if not part.size:
+        return
+    outline = centre - corner + spokes[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    outline = [np.rint(outline * 16).astype(np.int32).reshape(-1, 1, 2)]
+    if radius < 8:
+        drawn = np.ascontiguousarray(part)
+        cv2.fillPoly(drawn, outline, colour.tolist(), cv2.LINE_AA, 4)
+        part[:] = drawn
+        return
+    mask = cv2.fillPoly(np.zeros(part.shape[:2], np.uint8), outline, 255, cv2.LINE_AA, 4)[..., None] / np.float32(255)
+    slope = np.float32(rng.normal(0, 40, 2) / radius)
+    rows, columns = (np.arange(length, dtype=np.float32) for length in part.shape[:2])
+    shade = (rows * slope[0])[:, None] + columns * slope[1]
+    shade += np.float32(abs(rng.normal(0, 10))) * rng.standard_normal(part.shape[:2], dtype=np.float32) - shade.mean()
+    leaf = np.clip(np.float32(colour) + shade[..., None], 0, 255)
+    part[:] = np.rint(part + mask * (leaf - part))
+
+
+def _colour(hues: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    tint = hues[int(rng.integers(2))]
+    return 255 * np.clip(rng.uniform(0.05, 1.0) * (1 + 0.5 * (tint - tint.mean())) + rng.normal(0, 0.03, 3), 0, 1)
+
+
+class Several:
+    """Sources one after another."""
+
+    def __init__(self, sources: Sequence[CleanSource]) -> None:
+        self.sources = tuple(sources)
+        self.starts = np.cumsum([0, *map(len, sources)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _find(self, index: int) -> tuple[CleanSource, int]:
+        which = int(np.searchsorted(self.starts, index, side='right')) - 1
+        return self.sources[which], index - int(self.starts[which])
+
+    def decode(self, index: int) -> NDArray[Any]:
+        """See :class:`CleanSource`."""
+        source, place = self._find(index)
+        return source.decode(place)
+
+    def stem(self, index: int) -> str:
+        """See :class:`CleanSource`."""
+        source, place = self._find(index)
+        return source.stem(place)
+
+    def path(self, index: int) -> str:
+        """See :class:`CleanSource`."""
+        source, place = self._find(index)
+        return source.path(place)
+
+
+def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
+    """The clean images that ``dataroot_gt`` names.
+
+    Args:
+        root: A folder (sub-folders included), an LMDB, ``embedded``, ``dead_leaves:COUNT``, or a list of these.
+        phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves, and has no
+            effect on a folder.
 
     Raises:
-        OptionError: The folder does not exist or holds no image.
+        OptionError: The root does not exist or holds no image.
     """
+    part = 'train' if phase == 'train' else 'val'
+    if isinstance(root, (list, tuple)) and root:
+        return Several([open_clean(each, phase) for each in root])
+    if not isinstance(root, str):
+        raise OptionError(f"dataroot_gt: found {root!r}; expected a folder, an LMDB, 'embedded', 'dead_leaves:COUNT', "
+                          'or a list of these.')
     if root == 'embedded':
         try:
             folder = files('skimage.data')
         except ModuleNotFoundError:
             raise OptionError("dataroot_gt: 'embedded' needs scikit-image, which is not installed; "
                               'run: pip install scikit-image') from None
-        return [Path(str(folder / name)) for name in EMBEDDED['train' if phase == 'train' else 'val']]
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise OptionError(f"dataroot_gt: no folder {root!r} (looked in {folder.absolute()}); expected a folder of "
-                          "clean images, or 'embedded' for the photos that come with scikit-image.")
-    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise OptionError(f'dataroot_gt: no image in {folder.absolute()}; expected files ending in '
-                          f'{", ".join(sorted(SUFFIXES))}.')
-    return paths
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read an image as RGB, (H, W, 3) uint8.
-
-    Raises:
-        OSError: The file cannot be read or decoded; the message names it.
-    """
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-    if image is None:
-        raise OSError(f'{path}: not a readable image (empty, truncated or of another format); replace or remove it.')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return ImageSource(str(folder), key='dataroot_gt', names=EMBEDDED[part])
+    name, _, count = root.partition(':')
+    if name == 'dead_leaves':
+        return DeadLeaves(int(count) if count.isdigit() else count, seed=('train', 'val').index(part))
+    try:
+        return ImageSource(root, key='dataroot_gt')
+    except OptionError as error:
+        raise OptionError(f"{error} dataroot_gt is a folder or LMDB of clean images, 'embedded' for the photos that "
+                          "come with scikit-image, or 'dead_leaves:COUNT'.") from None

@@ -1,7 +1,8 @@
 """The five synthetic degradations: each a parameter set that draws itself, and a pure function of image and numbers.
 
-Images are RGB, (H, W, 3) float32 in [0, 1]. ``degrade(image, task, rng)`` draws parameters and applies them;
-the same ``numpy.random.Generator`` state gives the same result. Lengths are in pixels, angles in radians.
+Images are RGB, (H, W, 3) float32 in [0, 1]. ``draw(task, rng)`` draws parameters, ``degrade(image, parameters, rng)``
+applies them; the same ``numpy.random.Generator`` state gives the same result. Lengths are in pixels, angles in
+radians. Tasks are chained by a plus sign, applied from left to right: ``dehaze+derain+lowlight``.
 
 Sources of the models: haze after Koschmieder's law as used by Narasimhan & Nayar (IJCV 2002); low light in linear
 light with shot and read noise after Foi et al. (IEEE TIP 2008); camera-shake kernels as random trajectories after
@@ -10,6 +11,7 @@ Garg & Nayar (IJCV 2007) and Liu et al. (Snow100K, IEEE TIP 2018).
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from rdbm_plugin.options import check_choice
 
 Image = NDArray[np.float32]
 
@@ -111,31 +115,44 @@ class Snow:
 
 @dataclass(frozen=True)
 class Haze:
-    """Scattering over a depth map. beta: optical depth at distance 1; airlight (r, g, b); slope and relief of depth."""
+    """Scattering over a depth map. beta: optical depth at distance 1; airlight (r, g, b); slope and relief of the
+    background's depth; objects that stand before it."""
 
     beta: float
     airlight: tuple[float, float, float]
     slope: float
     relief: float
+    objects: int
 
     @classmethod
     def draw(cls, rng: Generator) -> Haze:
-        """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.05, slope 0-0.8 (farther at the top), relief 0-0.5.
+        """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.05, slope 0-0.8 (farther at the top), relief 0-0.5,
+        0-3 objects.
 
         beta and airlight have the range of RESIDE (Li et al., IEEE TIP 2019).
         """
         air = rng.uniform(0.7, 1) + rng.uniform(-0.05, 0.05, 3)
-        return cls(rng.uniform(0.6, 1.8), tuple(np.clip(air, 0, 1).tolist()), rng.uniform(0, 0.8), rng.uniform(0, 0.5))
+        return cls(rng.uniform(0.6, 1.8), tuple(np.clip(air, 0, 1).tolist()), rng.uniform(0, 0.8), rng.uniform(0, 0.5),
+                   int(rng.integers(4)))
 
     def apply(self, image: Image, rng: Generator) -> Image:
         """J t + A (1 - t) with t = exp(-beta depth)."""
-        height, width = image.shape[:2]
-        hills = cv2.resize(rng.random((4, 4), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        plane = np.linspace(0.5, -0.5, height, dtype=np.float32)[:, None]
-        depth = np.clip(1 + self.slope * plane + self.relief * (hills - 0.5), 0.1, 2)
-        transmission = np.exp(-np.float32(self.beta) * depth)[..., None]
+        transmission = np.exp(-np.float32(self.beta) * self.depth(image.shape[:2], rng))[..., None]
         air = np.float32(self.airlight)
         return air + (image - air) * transmission
+
+    def depth(self, size: tuple[int, int], rng: Generator) -> Image:
+        """A depth map of mean about 1, (H, W): a rising ground with hills, and nearer objects with sharp edges."""
+        height, width = size
+        hills = cv2.resize(rng.random((4, 4), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        plane = np.linspace(0.5, -0.5, height, dtype=np.float32)[:, None]
+        depth = 1 + self.slope * plane + self.relief * (hills - 0.5)
+        for _ in range(self.objects):
+            centre = (int(rng.uniform(0, width)), int(rng.uniform(0.4, 1) * height))
+            axes = (max(1, int(rng.uniform(0.05, 0.25) * width)), max(1, int(rng.uniform(0.1, 0.5) * height)))
+            mask = cv2.ellipse(np.zeros(size, np.uint8), centre, axes, rng.uniform(-20, 20), 0, 360, 1, -1) > 0
+            depth = np.where(mask, np.float32(rng.uniform(0.4, 0.9)) * depth, depth)
+        return np.clip(depth, 0.1, 2).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -168,10 +185,20 @@ MARGIN = 12
 """Pixels around a crop that reach into it: half the largest kernel, rounded up."""
 
 
-def degrade(image: Image, task: str, rng: Generator) -> Image:
-    """Degrade a clean image for ``task`` and round to 8 bits, as a camera or a file would; same shape, [0, 1]."""
-    degraded = TASKS[task].draw(rng).apply(image, rng)
-    return (np.rint(np.clip(degraded, 0, 1) * 255) / np.float32(255)).astype(np.float32)
+def draw(task: str, rng: Generator) -> list[Any]:
+    """Parameters of ``task``, one set for each of its chained degradations.
+
+    Raises:
+        OptionError: ``task`` names an unknown degradation.
+    """
+    return [TASKS[check_choice('tasks', name, TASKS)].draw(rng) for name in task.split('+')]
+
+
+def degrade(image: Image, parameters: Sequence[Any], rng: Generator) -> Image:
+    """Apply what :func:`draw` gave and round to 8 bits, as a camera or a file would; same shape, [0, 1]."""
+    for degradation in parameters:
+        image = np.clip(degradation.apply(image, rng), 0, 1)
+    return (np.rint(image * 255) / np.float32(255)).astype(np.float32)
 
 
 def _disk(radius: float) -> NDArray[np.bool_]:

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from rdbm_plugin import preflight, report
 from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.data.degradations import TASKS
+from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.options import OptionError
@@ -75,6 +77,14 @@ class RDBMModel(SRModel):
         super().init_training_settings()
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
+        tasks = (self.opt.get('datasets') or {}).get('train', {}).get('tasks') or TASKS
+        self.tasks = list(dict.fromkeys(map(str, tasks)))
+        self.task_losses = torch.zeros(2, len(self.tasks), device=self.device)
+        count_batches(0)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        count_batches(resume_state['iter'])
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
@@ -86,6 +96,7 @@ class RDBMModel(SRModel):
             del self.gt
         if 'gt' in data:
             self.gt = data['gt'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        self.batch_tasks = data.get('task', [])
         self.seeds = [_seed(self.opt.get('manual_seed'), path) for path in data.get('lq_path', [''] * len(self.lq))]
 
     def draw_times(self, count: int) -> Tensor:
@@ -103,7 +114,8 @@ class RDBMModel(SRModel):
         if self.own_start_share > 0:
             z, n = self.start_from_own_estimate(z, n, residual, eps, mu, t)
         output = self.predict(mu + z, mu, t)
-        losses = self.losses(output, z, self.bridge.target(residual, n, mu, t), mu, t, residual)
+        states = (z, self.bridge.target(residual, n, mu, t), mu, t, residual, self.gt)
+        losses = self.losses(output, *states)
 
         self.optimizer_g.zero_grad()
         sum(losses.values()).backward()
@@ -111,6 +123,29 @@ class RDBMModel(SRModel):
         self.log_dict = self.reduce_loss_dict(losses)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+        self.note_task_losses(output.detach(), *states)
+        count_batches(current_iter)
+
+    @torch.no_grad()
+    def note_task_losses(self, output: Tensor, *states: Tensor) -> None:
+        """Add the loss of each task's part of the batch to the sums that the log shows the means of."""
+        for index, task in enumerate(self.tasks):
+            part = [place for place, name in enumerate(self.batch_tasks) if name == task]
+            if part:
+                losses = self.losses(*(tensor[part] for tensor in (output, *states)))
+                self.task_losses[0, index] += sum(losses.values()) * len(part)
+                self.task_losses[1, index] += len(part)
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        # BasicSR calls this on every rank, at every print_freq. Tasks are shown as means since the last call.
+        if self.opt['dist']:
+            torch.distributed.all_reduce(self.task_losses)
+        log = OrderedDict(self.log_dict)
+        for task, total, count in zip(self.tasks, *self.task_losses.tolist()):
+            if count:
+                log[f'l_{task}'] = total / count
+        self.task_losses.zero_()
+        return log
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
@@ -133,19 +168,19 @@ class RDBMModel(SRModel):
         n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
         return z, n
 
-    def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor,
-               residual: Tensor) -> OrderedDict[str, Tensor]:
+    def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor, residual: Tensor,
+               gt: Tensor) -> OrderedDict[str, Tensor]:
         """The loss terms: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
         terms = OrderedDict()
         x0_hat = None
         if not isinstance(self.cri_pix, ResidualModulatedLoss) or self.cri_perceptual:
-            x0_hat = self.lq + self.bridge.to_residual(output, z, mu, t) / 2
+            x0_hat = (mu + 1 + self.bridge.to_residual(output, z, mu, t)) / 2
         if isinstance(self.cri_pix, ResidualModulatedLoss):
             terms['l_pix'] = self.cri_pix(output, target, t, self.bridge, residual)
         elif self.cri_pix:
-            terms['l_pix'] = self.cri_pix(x0_hat, self.gt)
+            terms['l_pix'] = self.cri_pix(x0_hat, gt)
         if self.cri_perceptual:
-            perceptual = zip(('l_percep', 'l_style'), self.cri_perceptual(x0_hat, self.gt))
+            perceptual = zip(('l_percep', 'l_style'), self.cri_perceptual(x0_hat, gt))
             terms.update((name, value) for name, value in perceptual if value is not None)
         return terms
 

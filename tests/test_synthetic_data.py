@@ -1,5 +1,6 @@
-"""Degradations, clean sources and the synthetic data set."""
+"""The synthetic data set and its clean sources."""
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,45 +8,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from rdbm_plugin.data.clean_sources import EMBEDDED, list_clean, read_rgb
-from rdbm_plugin.data.degradations import TASKS, degrade
+from rdbm_plugin.data.clean_sources import EMBEDDED, DeadLeaves, open_clean
+from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 from rdbm_plugin.options import OptionError
 
 TRAIN = {'name': 'photos', 'phase': 'train', 'dataroot_gt': 'embedded', 'gt_size': 48}
 VAL = {'name': 'val', 'phase': 'val', 'dataroot_gt': 'embedded'}
-
-
-@pytest.fixture(scope='module')
-def photo():
-    return read_rgb(list_clean('embedded', 'val')[0]).astype(np.float32) / 255
-
-
-@pytest.mark.parametrize('task', TASKS)
-def test_degradation_repeats_by_seed_and_differs_between_seeds(photo, task):
-    first, again, other = (degrade(photo, task, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert first.shape == photo.shape and first.dtype == np.float32
-    assert first.min() >= 0 and first.max() <= 1
-    assert np.array_equal(np.rint(first * 255) / np.float32(255), first)
-
-
-@pytest.mark.parametrize(('task', 'low', 'high'), [
-    ('derain', 12, 40), ('lowlight', 3, 20), ('desnow', 10, 40), ('dehaze', 3, 25), ('deblur', 15, 45)])
-def test_degradation_is_neither_nothing_nor_everything(photo, task, low, high):
-    """PSNR of 20 draws against the clean photo."""
-    for seed in range(20):
-        error = np.square(degrade(photo, task, np.random.default_rng(seed)) - photo).mean()
-        assert low < -10 * np.log10(error) < high
-
-
-def test_degradations_act_in_the_direction_of_their_physics(photo):
-    rng = np.random.default_rng(0)
-    assert (degrade(photo, 'derain', rng) >= photo - 0.16).all()
-    assert degrade(photo, 'lowlight', rng).mean() < photo.mean() / 1.5
-    assert degrade(photo, 'dehaze', rng).std() < photo.std()
-    gradient = [np.abs(np.diff(image, axis=0)).mean() for image in (degrade(photo, 'deblur', rng), photo)]
-    assert gradient[0] < gradient[1]
 
 
 def test_training_batches_hold_every_task_equally_often():
@@ -85,10 +54,10 @@ def test_validation_pairs_are_fixed_and_whole():
 
 
 def test_validation_photos_are_never_trained_on():
-    assert not {path.name for path in list_clean('embedded', 'train')} & set(EMBEDDED['val'])
     assert not set(EMBEDDED['train']) & set(EMBEDDED['val'])
-    for phase in ('train', 'val'):
-        assert all(path.is_file() for path in list_clean('embedded', phase))
+    for phase in ('train', 'val', 'test'):
+        source = open_clean('embedded', phase)
+        assert {Path(source.path(i)).name for i in range(len(source))} == set(EMBEDDED[phase.replace('test', 'val')])
 
 
 def test_any_folder_of_photos_of_any_size_serves(tmp_path):
@@ -103,7 +72,7 @@ def test_any_folder_of_photos_of_any_size_serves(tmp_path):
 
 
 @pytest.mark.parametrize(('change', 'words'), [
-    ({'dataroot_gt': '/no/such/folder'}, ['datasets: photos: dataroot_gt', '/no/such/folder', 'a folder of']),
+    ({'dataroot_gt': '/no/such/folder'}, ['datasets: photos: dataroot_gt', '/no/such/folder', 'a folder or LMDB of']),
     ({'tasks': ['derian']}, ['tasks', "'derian'", "Did you mean 'derain'?"]),
     ({'gt_size': None}, ['gt_size', 'missing']),
     ({'gt_size': 4}, ['gt_size', 'found 4', 'at least 8']),
@@ -129,10 +98,58 @@ def test_missing_folder_key_is_named():
 def test_unreadable_image_is_named(tmp_path, content, workers):
     (tmp_path / 'torn.png').write_bytes(content)
     data = SyntheticUniversalDataset({**TRAIN, 'dataroot_gt': str(tmp_path)})
-    with pytest.raises(OSError, match=r'torn\.png: not a readable image'):
+    with pytest.raises(RuntimeError, match=r'1 of 1 images cannot be used(.|\n)*torn\.png: not a readable image'):
         next(iter(DataLoader(data, num_workers=workers)))
 
 
 def test_folder_without_images_is_named(tmp_path):
     with pytest.raises(OptionError, match=r'no image in .*expected files ending in'):
         SyntheticUniversalDataset({**TRAIN, 'dataroot_gt': str(tmp_path)})
+
+
+def test_a_list_of_sources_serves(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.full((70, 80, 3), 99, np.uint8))
+    data = SyntheticUniversalDataset({**VAL, 'dataroot_gt': [str(tmp_path), 'dead_leaves:2'], 'tasks': ['derain']})
+    assert [tuple(data[i]['gt'].shape) for i in range(3)] == [(3, 70, 80), (3, 256, 256), (3, 256, 256)]
+    assert data[0]['gt_path'].endswith('a.png') and data[2]['gt_path'] == 'dead_leaves_000001'
+
+
+def test_dead_leaves_repeat_and_differ():
+    leaves = DeadLeaves(3)
+    assert np.array_equal(leaves.decode(1), DeadLeaves(3).decode(1))
+    assert not np.array_equal(leaves.decode(1), leaves.decode(2))
+    assert not np.array_equal(leaves.decode(1), DeadLeaves(3, seed=1).decode(1))
+    train, val = (open_clean('dead_leaves:2', phase) for phase in ('train', 'val'))
+    assert not np.array_equal(train.decode(0), val.decode(0))
+
+
+def slope_of_spectrum(images):
+    """Exponent of frequency in the mean power of 256x256 windows, which characterises natural images (Field 1987)."""
+    window = np.hanning(256)[:, None] * np.hanning(256)
+    gray = [image.mean(2) for image in images]
+    gray = [image[top:top + 256, left:left + 256] for image in gray
+            for top in {0, len(image) - 256} for left in {0, image.shape[1] - 256}]
+    power = np.mean([np.abs(np.fft.fft2((image - image.mean()) * window))**2 for image in gray], axis=0)
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(256)] * 2))
+    part = (frequency > 0.02) & (frequency < 0.1)
+    return np.polyfit(np.log(frequency[part]), np.log(power[part]), 1)[0]
+
+
+def test_dead_leaves_have_the_spectrum_of_photos():
+    photos = [slope_of_spectrum([source.decode(i)]) for source in (open_clean('embedded', 'train'),
+                                                                   open_clean('embedded', 'val'))
+              for i in range(len(source))]
+    assert min(photos) < slope_of_spectrum([DeadLeaves(20).decode(i) for i in range(20)]) < max(photos)
+
+
+@pytest.mark.parametrize('root', ['dead_leaves', 'dead_leaves:no', 'dead_leaves:0', 5, []])
+def test_bad_clean_sources_are_named(root):
+    with pytest.raises(OptionError, match=r'dataroot_gt|dead_leaves'):
+        SyntheticUniversalDataset({**TRAIN, 'dataroot_gt': root})
+
+
+def test_chained_tasks_train_and_validate():
+    tasks = ['dehaze+derain', 'lowlight']
+    batch = next(iter(DataLoader(SyntheticUniversalDataset({**TRAIN, 'tasks': tasks}), batch_size=4)))
+    assert Counter(batch['task']) == {'dehaze+derain': 2, 'lowlight': 2}
+    assert SyntheticUniversalDataset({**VAL, 'tasks': tasks})[0]['task'] == 'dehaze+derain'

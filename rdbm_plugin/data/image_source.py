@@ -1,0 +1,167 @@
+"""Encoded images by name, from a folder or an LMDB, and their decoding."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+import cv2
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rdbm_plugin.options import OptionError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+
+
+class ImageError(OSError):
+    """An image cannot be used; the message names it and says why."""
+
+
+class ImageSource:
+    """The images under one root.
+
+    Names are kept in one array of bytes: a list of strings would be copied into every worker bit by bit, as reading
+    a string changes its reference count.
+
+    Args:
+        root: A folder, read with its sub-folders, or an LMDB in BasicSR's layout (a folder with ``data.mdb`` and
+            ``meta_info.txt``, whose name ends in ``.lmdb``).
+        backend: ``disk`` or ``lmdb``; by default what ``root`` is.
+        key: Option key that errors name.
+        names: Only these images of a folder.
+
+    Raises:
+        OptionError: There is no such root, or no image in it.
+    """
+
+    def __init__(self, root: str | Path, backend: str | None = None, key: str = 'dataroot',
+                 names: Sequence[str] | None = None) -> None:
+        self.root = Path(root).expanduser()
+        self.is_lmdb = backend == 'lmdb' or (backend is None and self.root.suffix == '.lmdb')
+        if not self.root.is_dir():
+            raise OptionError(f'{key}: no {"LMDB" if self.is_lmdb else "folder"} {str(root)!r} '
+                              f'(looked in {self.root.absolute()}).')
+        if names is None:
+            names = self._lmdb_names(key) if self.is_lmdb else sorted(
+                path.relative_to(self.root).as_posix() for path in self.root.rglob('*')
+                if path.suffix.lower() in SUFFIXES and not path.name.startswith('.'))
+        if not names:
+            raise OptionError(f'{key}: no image in {self.root.absolute()}; expected '
+                              + ('keys in it.' if self.is_lmdb else f'files ending in {", ".join(SUFFIXES)}.'))
+        self._names = np.array([name.encode() for name in names])
+
+    def _lmdb_names(self, key: str) -> list[str]:
+        if not (self.root / 'data.mdb').is_file():
+            raise OptionError(f'{key}: {self.root} is not an LMDB: data.mdb is missing.')
+        meta = self.root / 'meta_info.txt'
+        if meta.is_file():
+            # BasicSR's line is "name.png (h,w,c) level"; the key in the LMDB has no suffix.
+            lines = meta.read_text(encoding='utf-8').splitlines()
+            return sorted(_stem(line.rsplit(' (', 1)[0]) for line in lines if line.strip())
+        with _environment(str(self.root), os.getpid()).begin() as transaction:
+            return [bytes(name).decode() for name in transaction.cursor().iternext(values=False)]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Path below the root, with ``/`` between its parts; in an LMDB the key."""
+        return self._names[index].decode()
+
+    def stems(self) -> list[str]:
+        """All names without suffix, in order."""
+        return [self.stem(index) for index in range(len(self))]
+
+    def stem(self, index: int) -> str:
+        """A name without suffix."""
+        return self.name(index) if self.is_lmdb else _stem(self.name(index))
+
+    def path(self, index: int) -> str:
+        """Where an image lies, for messages and for names of results."""
+        return str(self.root / self.name(index))
+
+    def read(self, index: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        if self.is_lmdb:
+            with _environment(str(self.root), os.getpid()).begin() as transaction:
+                content = transaction.get(self._names[index])
+            if content is None:
+                raise ImageError(f'{self.path(index)}: named in meta_info.txt, but no such key in the LMDB; '
+                                 'make the LMDB again.')
+            return content
+        try:
+            return (self.root / self.name(index)).read_bytes()
+        except OSError as error:
+            raise ImageError(f'{self.path(index)}: cannot be read ({error.strerror}).') from None
+
+    def decode(self, index: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Read and decode an image; see :func:`decode_rgb`."""
+        return decode_rgb(self.read(index), self.path(index))
+
+
+def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode to RGB, (H, W, 3), of 8 or 16 bits as stored; gray is repeated, alpha is dropped.
+
+    Raises:
+        ImageError: The content is empty, truncated or no image; the message begins with ``name``.
+    """
+    fault = 'is empty' if not content else 'is truncated' if _is_truncated(content) else None
+    image = None
+    if fault is None:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if image is None:
+            fault = 'is damaged or of another format'
+        elif image.dtype not in (np.uint8, np.uint16):
+            fault = f'holds {image.dtype} values; 8 and 16 bits are supported'
+    if fault:
+        raise ImageError(f'{name}: not a readable image: it {fault}. Replace or remove it.')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_truncated(content: bytes) -> bool:
+    """OpenCV fills what is missing with gray and says nothing, so look for the end marks of PNG and JPEG."""
+    if content.startswith(b'\x89PNG'):
+        mark = b'IEND'
+    elif content.startswith(b'\xff\xd8'):
+        mark = b'\xff\xd9'
+    else:
+        return False
+    if mark in content.rstrip(b'\0')[-4096:]:
+        return False
+    # Phones append films to their pictures; Pillow knows whether the picture itself is complete.
+    try:
+        with Image.open(BytesIO(content)) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return True
+    return False
+
+
+def to_float(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
+    """8 or 16 bits -> float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+
+
+def same_stems(source: ImageSource) -> Sequence[str]:
+    """Names that occur twice, with different suffixes."""
+    stems, counts = np.unique(np.array(source.stems()), return_counts=True)
+    return stems[counts > 1].tolist()
+
+
+@cache
+def _environment(path: str, process: int) -> lmdb.Environment:
+    """One handle a process: LMDB forbids two on one path, and none may be used after a fork."""
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1024)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(''))

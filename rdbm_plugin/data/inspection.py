@@ -1,0 +1,158 @@
+"""Looking at every image of a data set before training does."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from rdbm_plugin.data.clean_sources import open_clean
+from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb
+from rdbm_plugin.data.universal_paired_dataset import Task, read_task
+from rdbm_plugin.options import OptionError
+
+SHOWN = 5
+"""Names listed in one finding."""
+
+
+class Finding(NamedTuple):
+    """One line of a report."""
+
+    level: str
+    """``ok``, ``note``, ``warning`` or ``error``."""
+    where: str
+    message: str
+
+
+class Look(NamedTuple):
+    """What one image is."""
+
+    name: str
+    fault: str | None
+    size: tuple[int, int] = (0, 0)
+    """Height, width."""
+    kind: str = 'RGB'
+    """RGB, gray, alpha or 16-bit."""
+    digest: str = ''
+    """Of its pixels, whatever the file format."""
+
+
+def names(items: Iterable[str]) -> str:
+    """The first few of many names."""
+    items = list(items)
+    return ', '.join(items[:SHOWN]) + (f' and {len(items) - SHOWN} more' if len(items) > SHOWN else '')
+
+
+def look_at(source: ImageSource, index: int) -> Look:
+    """Decode one image and say what it is."""
+    name = source.path(index)
+    try:
+        content = source.read(index)
+        rgb = decode_rgb(content, name)
+    except ImageError as error:
+        return Look(name, str(error))
+    stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    channels = 1 if stored.ndim == 2 else stored.shape[2]
+    kind = '16-bit' if stored.dtype == np.uint16 else {1: 'gray', 2: 'alpha', 3: 'RGB', 4: 'alpha'}[channels]
+    return Look(name, None, rgb.shape[:2], kind, hashlib.blake2b(np.ascontiguousarray(rgb), digest_size=16).hexdigest())
+
+
+def look_at_all(source: ImageSource, indices: Sequence[int], title: str) -> dict[int, Look]:
+    """Look at many images, in parallel, with progress on the standard error."""
+    with ThreadPoolExecutor() as pool:
+        looks = pool.map(lambda index: look_at(source, index), indices)
+        return dict(zip(indices, tqdm(looks, total=len(indices), desc=title, unit='image', leave=False)))
+
+
+def open_tasks(dataset: Mapping[str, Any]) -> list[Task]:
+    """The pairs of a dataset block of UniversalPairedDataset or of BasicSR's paired data sets."""
+    if isinstance(dataset.get('tasks'), Mapping):
+        return [read_task(name, block, skip_unpaired=True) for name, block in dataset['tasks'].items()]
+    if not (dataset.get('dataroot_gt') and dataset.get('dataroot_lq')) or dataset.get('scale', 1) != 1:
+        return []
+    block = {key: dataset[key] for key in ('dataroot_gt', 'dataroot_lq', 'io_backend') if dataset.get(key)}
+    if dataset.get('filename_tmpl', '{}') != '{}':
+        block['pairing'] = {'template': dataset['filename_tmpl']}
+    return [read_task(str(dataset.get('name')), block, skip_unpaired=True)]
+
+
+def inspect_pairs(task: Task, where: str, dataset: Mapping[str, Any], seen: dict[str, str]) -> Iterator[Finding]:
+    """Findings on one task.
+
+    Args:
+        task: Its pairs.
+        where: Begins every finding.
+        dataset: The block it stands in.
+        seen: Filled with digest -> name of the clean images.
+    """
+    if task.pairs.lonely_lq:
+        level = 'warning' if dataset.get('skip_unpaired') else 'error'
+        yield Finding(level, where, f'{len(task.pairs.lonely_lq)} degraded images have no clean one: '
+                                    f'{names(task.pairs.lonely_lq)}')
+    if task.pairs.lonely_gt:
+        yield Finding('note', where, f'{len(task.pairs.lonely_gt)} clean images have no degraded one: '
+                                     f'{names(task.pairs.lonely_gt)}')
+    gt = look_at_all(task.gt, sorted(set(task.pairs.gt.tolist())), f'{where} gt')
+    lq = look_at_all(task.lq, sorted(set(task.pairs.lq.tolist())), f'{where} lq')
+    yield from _inspect([*gt.values(), *lq.values()], where, dataset)
+    differing = [
+        f'{lq[b].name} {lq[b].size[1]}x{lq[b].size[0]} against {gt[a].size[1]}x{gt[a].size[0]}'
+        for a, b in zip(task.pairs.gt.tolist(), task.pairs.lq.tolist())
+        if not (gt[a].fault or lq[b].fault) and gt[a].size != lq[b].size]
+    if differing:
+        yield Finding('error', where, f'{len(differing)} pairs of unequal size: {names(differing)}')
+    seen.update((look.digest, look.name) for look in gt.values() if not look.fault)
+    yield Finding('ok', where, f'{len(task.pairs.lq)} pairs looked at')
+
+
+def inspect_clean(dataset: Mapping[str, Any], where: str, seen: dict[str, str]) -> Iterator[Finding]:
+    """Findings on the clean images of a SyntheticUniversalDataset block; see :func:`inspect_pairs`."""
+    source = open_clean(dataset['dataroot_gt'], dataset['phase'])
+    if not isinstance(source, ImageSource):
+        yield Finding('ok', where, f'{len(source)} clean images')
+        return
+    looks = look_at_all(source, range(len(source)), where)
+    yield from _inspect(list(looks.values()), where, dataset)
+    seen.update((look.digest, look.name) for look in looks.values() if not look.fault)
+    yield Finding('ok', where, f'{len(source)} clean images looked at')
+
+
+def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
+    bad = [look.fault for look in looks if look.fault]
+    if bad:
+        yield Finding('error', where, f'{len(bad)} of {len(looks)} images cannot be used: {names(bad)}')
+    for kind, effect in (('gray', 'repeated to three channels'), ('alpha', 'alpha is dropped'),
+                         ('16-bit', 'read as 16 bits; BasicSR\'s own data sets read 8')):
+        some = [look.name for look in looks if look.kind == kind and not look.fault]
+        if some:
+            yield Finding('warning', where, f'{len(some)} {kind} images ({effect}): {names(some)}')
+    size = dataset.get('gt_size')
+    if dataset['phase'] == 'train' and size:
+        small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks
+                 if not look.fault and min(look.size) < size]
+        if small:
+            yield Finding('error', where, f'{len(small)} images are smaller than gt_size {size}: {names(small)}')
+
+
+def inspect_data(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Findings on all dataset blocks of an option file, and on images that training and validation share."""
+    seen: dict[str, dict[str, str]] = {'train': {}, 'val': {}}
+    for phase, dataset in datasets.items():
+        side = seen['train' if dataset['phase'] == 'train' else 'val']
+        where = f'datasets: {phase}'
+        try:
+            if dataset.get('type') == 'SyntheticUniversalDataset':
+                yield from inspect_clean(dataset, where, side)
+            else:
+                for task in open_tasks(dataset):
+                    yield from inspect_pairs(task, f'{where}: {task.name}', dataset, side)
+        except OptionError as error:
+            yield Finding('error', where, str(error))
+    shared = seen['train'].keys() & seen['val'].keys()
+    if shared:
+        pairs = sorted(f'{seen["val"][digest]} = {seen["train"][digest]}' for digest in shared)
+        yield Finding('error', 'datasets', f'{len(shared)} images are in training and in validation: {names(pairs)}')

@@ -1,0 +1,24 @@
+"""What all data sets share: the keys that BasicSR adds to their block, turning, and the form of an item."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+BASICSR_KEYS = frozenset({
+    'name', 'type', 'phase', 'scale', 'io_backend', 'num_worker_per_gpu', 'batch_size_per_gpu',
+    'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers'})
+"""Keys of a dataset block that BasicSR's loader reads or adds."""
+
+
+def turn(image: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:
+    """Mirror left to right if ``flip``, then turn by ``turns`` quarter turns; (H, W, C)."""
+    return np.rot90(image[:, ::-1] if flip else image, turns)
+
+
+def pack(gt: NDArray[np.float32], lq: NDArray[np.float32], task: str, gt_path: str, lq_path: str) -> dict[str, Any]:
+    """An item as BasicSR's models take it; images (H, W, C) in [0, 1] become (C, H, W) tensors."""
+    to_tensor = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in (lq, gt)]
+    return {'lq': to_tensor[0], 'gt': to_tensor[1], 'task': task, 'lq_path': lq_path, 'gt_path': gt_path}

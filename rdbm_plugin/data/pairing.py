@@ -1,0 +1,165 @@
+"""Which degraded image belongs to which clean one: the pairing rules of restoration data sets."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdbm_plugin.data.image_source import ImageSource, same_stems
+from rdbm_plugin.options import OptionError, _suggest
+
+Label = Callable[[str], 'str | None']
+"""Name without suffix -> what a pair has in common; None: no image of this side."""
+
+
+class Pairs(NamedTuple):
+    """Pairs as indices into the two sources, in the order of the degraded images, and the names without a partner."""
+
+    gt: NDArray[np.int64]
+    lq: NDArray[np.int64]
+    lonely_gt: list[str]
+    lonely_lq: list[str]
+
+
+def _same() -> tuple[Label, Label]:
+    return str, str
+
+
+def _template(text: str) -> tuple[Label, Label]:
+    if not isinstance(text, str) or text.count('{}') != 1:
+        raise OptionError(f"template: found {text!r}; expected the name of a degraded image with '{{}}' for the name "
+                          "of its clean one, e.g. '{}_rain'.")
+    return lambda stem: _rename(stem, text.format), str
+
+
+def _many_to_one(separator: str) -> tuple[Label, Label]:
+    if not isinstance(separator, str) or not separator:
+        raise OptionError(f"many_to_one: found {separator!r}; expected what follows the clean image's name in that of "
+                          "a degraded one, e.g. '_' for 0001_0.8_0.2 -> 0001.")
+    return str, lambda stem: _rename(stem, lambda name: name.split(separator)[0])
+
+
+def _prefix(pair: Any) -> tuple[Label, Label]:
+    lq, gt = _two('prefix', pair, '[rain-, norain-]')
+
+    def without(start: str) -> Label:
+        def label(stem: str) -> str | None:
+            name = PurePosixPath(stem).name
+            return _rename(stem, lambda _: name[len(start):]) if name.startswith(start) else None
+        return label
+    return without(gt), without(lq)
+
+
+def _folder(pair: Any) -> tuple[Label, Label]:
+    lq, gt = _two('folder', pair, '[blur, sharp]')
+
+    def without(folder: str) -> Label:
+        def label(stem: str) -> str | None:
+            *parts, name = PurePosixPath(stem).parts
+            if folder not in parts:
+                return None
+            parts.remove(folder)
+            return str(PurePosixPath(*parts, name))
+        return label
+    return without(gt), without(lq)
+
+
+RULES: dict[str, Callable[..., tuple[Label, Label]]] = {
+    'same': _same, 'template': _template, 'many_to_one': _many_to_one, 'prefix': _prefix, 'folder': _folder}
+"""Rule -> maker of the two labels (clean, degraded)."""
+
+
+def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] = 'same') -> Pairs:
+    """Pair the images of two sources by name.
+
+    Args:
+        gt: Clean images.
+        lq: Degraded images.
+        rule: How names belong together, without their suffixes and with sub-folders kept:
+
+            - ``same``: equal names.
+            - ``{template: '{}_rain'}``: the degraded image's name for that of its clean one.
+            - ``{many_to_one: '_'}``: 0001_0.8_0.2 -> 0001, the part before the first separator.
+            - ``{prefix: [rain-, norain-]}``: degraded, clean.
+            - ``{folder: [blur, sharp]}``: the part of the path that differs (both roots may be the same).
+            - ``{meta_info: FILE}``: lines ``clean, degraded``, or one name for both; as in BasicSR, what follows the
+              first blank of a name is ignored.
+
+    Raises:
+        OptionError: The rule is unknown, or names are ambiguous.
+    """
+    name, values = _parse(rule)
+    if name == 'meta_info':
+        return _from_meta_info(gt, lq, values)
+    label_gt, label_lq = RULES[name](*values)
+    for side in (gt, lq):
+        twice = same_stems(side)
+        if twice:
+            raise OptionError(f'{side.root}: {len(twice)} names occur with several suffixes, first {twice[0]!r}; '
+                              'remove one of each, as pairs are found by name.')
+    clean: dict[str, int] = {}
+    lonely_gt = set()
+    for index, stem in enumerate(gt.stems()):
+        label = label_gt(stem)
+        if label is not None:
+            clean[label] = index
+            lonely_gt.add(index)
+    found_gt, found_lq, lonely_lq = [], [], []
+    for index, stem in enumerate(lq.stems()):
+        label = label_lq(stem)
+        if label is None:
+            continue
+        partner = clean.get(label)
+        if partner is None:
+            lonely_lq.append(lq.name(index))
+            continue
+        found_gt.append(partner)
+        found_lq.append(index)
+        lonely_gt.discard(partner)
+    return Pairs(np.array(found_gt, np.int64), np.array(found_lq, np.int64),
+                 [gt.name(index) for index in sorted(lonely_gt)], lonely_lq)
+
+
+def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pairs:
+    file = Path(str(values[0])).expanduser()
+    if not file.is_file():
+        raise OptionError(f'meta_info: no file {str(file)!r} (looked in {file.absolute()}).')
+    table_gt, table_lq = ({source.stem(i): i for i in range(len(source))} for source in (gt, lq))
+    found_gt, found_lq, missing_gt, missing_lq = [], [], [], []
+    for line in filter(None, map(str.strip, file.read_text(encoding='utf-8').splitlines())):
+        names = [part.strip().split(' ')[0] for part in line.split(',')] if ', ' in line else [line.split(' ')[0]]
+        clean, degraded = (str(PurePosixPath(name).with_suffix('')) for name in (names[0], names[-1]))
+        if clean not in table_gt:
+            missing_gt.append(names[0])
+        if degraded not in table_lq:
+            missing_lq.append(names[-1])
+        if clean in table_gt and degraded in table_lq:
+            found_gt.append(table_gt[clean])
+            found_lq.append(table_lq[degraded])
+    return Pairs(np.array(found_gt, np.int64), np.array(found_lq, np.int64), missing_gt, missing_lq)
+
+
+def _parse(rule: Any) -> tuple[str, list[Any]]:
+    name, values = rule, []
+    if isinstance(rule, Mapping) and len(rule) == 1:
+        name, value = next(iter(rule.items()))
+        values = [value]
+    allowed = [*RULES, 'meta_info']
+    if name not in allowed or (name == 'same') == bool(values):
+        raise OptionError(f'pairing: found {rule!r}; allowed are same, {{template: TEXT}}, {{many_to_one: SEPARATOR}}, '
+                          '{prefix: [DEGRADED, CLEAN]}, {folder: [DEGRADED, CLEAN]}, {meta_info: FILE}.'
+                          + _suggest(str(name), allowed))
+    return name, values
+
+
+def _two(rule: str, value: Any, example: str) -> tuple[str, str]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(part, str) for part in value):
+        raise OptionError(f'{rule}: found {value!r}; expected two texts, degraded and clean, e.g. {example}.')
+    return value[0], value[1]
+
+
+def _rename(stem: str, change: Callable[[str], str]) -> str:
+    return str(PurePosixPath(stem).with_name(change(PurePosixPath(stem).name)))

@@ -1,0 +1,177 @@
+"""The order of training data of several tasks: a pure function of seed, rank and place, for any number of workers."""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import lru_cache
+from logging import getLogger
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import distributed
+from torch.utils.data import Dataset, get_worker_info
+
+from rdbm_plugin.data.image_source import ImageError
+
+WEIGHT_PERIOD = 1000
+"""Samples in which weights are met exactly."""
+
+training_sets: weakref.WeakSet[MixedDataset] = weakref.WeakSet()
+"""The training data sets that exist in this process."""
+
+
+def count_batches(consumed: int) -> None:
+    """Tell all training data sets how many batches have been trained on; new workers go on from there."""
+    for dataset in training_sets:
+        dataset.consumed = consumed
+
+
+class Draw(NamedTuple):
+    """What stands at one place of a batch."""
+
+    task: int
+    number: int
+    """How many samples of this task were drawn before."""
+    rng: Generator
+    """For crop, flips and degradation of this sample alone."""
+
+
+class TaskMixture:
+    """Deals tasks in fixed proportions and the images of each task in shuffled rounds.
+
+    No image of a task comes a second time before all others have come once, over all ranks and workers together.
+
+    Args:
+        sizes: Images of each task.
+        counts: Samples of each task in one period; a batch of a multiple of their sum holds exactly this share.
+        seed: Everything that is random follows from it.
+    """
+
+    def __init__(self, sizes: Sequence[int], counts: Sequence[int], seed: int) -> None:
+        self.sizes, self.counts, self.seed = tuple(sizes), tuple(counts), seed
+        # The i-th of n samples is due at (i + 1/2) / n of the period, so that tasks alternate as evenly as they can.
+        due = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
+        tasks = np.repeat(np.arange(len(counts)), counts)[np.argsort(due, kind='stable')]
+        self.pattern = tasks
+        self.earlier = np.array([np.count_nonzero(tasks[:i] == task) for i, task in enumerate(tasks)])
+
+    def draw(self, place: int) -> Draw:
+        """What stands at ``place``, counted over all batches, ranks and epochs."""
+        round_, offset = divmod(place, len(self.pattern))
+        task = int(self.pattern[offset])
+        return Draw(task, round_ * self.counts[task] + int(self.earlier[offset]),
+                    np.random.default_rng([self.seed, place]))
+
+    def image(self, task: int, number: int) -> int:
+        """Index of the image that is ``number``-th of its task."""
+        round_, place = divmod(number, self.sizes[task])
+        return int(_shuffled(self.seed, task, round_, self.sizes[task])[place])
+
+
+@lru_cache(maxsize=32)
+def _shuffled(seed: int, task: int, round_: int, size: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, task, round_, size]).permutation(size)
+
+
+def counts_of_weights(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to ``weights`` that sum to WEIGHT_PERIOD (largest remainder)."""
+    exact = np.asarray(weights, np.float64) / np.sum(weights) * WEIGHT_PERIOD
+    counts = np.floor(exact).astype(int)
+    for task in np.argsort(counts - exact, kind='stable')[:WEIGHT_PERIOD - counts.sum()]:
+        counts[task] += 1
+    return counts.tolist()
+
+
+class MixedDataset(Dataset):
+    """Base of data sets of several tasks: in training it chooses the content of a batch itself.
+
+    The sampler's indices only say how long an epoch is: BasicSR's EnlargedSampler knows neither tasks nor
+    ``manual_seed``. Seed and rank are those in force when the data set is made, as BasicSR seeds
+    ``manual_seed + rank`` before. With a model that keeps ``consumed`` up to date (RDBMModel does), the data follow
+    from seed, rank and iteration alone, whatever the number of workers, and a resumed run goes on where it stopped.
+    With other models every epoch is shuffled by the seed that the DataLoader draws for it.
+
+    An image that cannot be used in training is named in the log once and replaced by the next of its task, which
+    repeats exactly; validation and test end with an error instead, as their scores would be of another set.
+    """
+
+    opt: dict[str, Any]
+    train: bool
+    task_names: Sequence[str]
+
+    def start_order(self, sizes: Sequence[int], counts: Sequence[int], images: int, max_bad_share: float) -> None:
+        """Fix the order; to be called by the constructor in training.
+
+        Args:
+            sizes: Images of each task.
+            counts: Samples of each task in one period.
+            images: How many images there are in all.
+            max_bad_share: Share of them that may turn out to be unusable before training ends with an error.
+        """
+        grouped = distributed.is_available() and distributed.is_initialized()
+        self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+        self.order_seed = (torch.initial_seed() - self.rank) % 2**63
+        self.mixture = TaskMixture(sizes, counts, self.order_seed)
+        self.consumed: int | None = None
+        self._next: int | None = None
+        self._mixture_of_epoch = self.mixture
+        self.max_bad_share = max_bad_share
+        self._bad = torch.zeros(images, dtype=torch.uint8).share_memory_()
+        training_sets.add(self)
+
+    def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
+        """One sample of a training batch; raises ImageError if the image cannot be used."""
+        raise NotImplementedError
+
+    def image_id(self, task: int, image: int) -> int:
+        """A number from 0 to ``images`` - 1 that an unusable image is remembered by."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._usable_item(self.mixture, index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """A whole batch: PyTorch hands its indices over at once, so that shares can be exact within it."""
+        if not self.train:
+            return [self[index] for index in indices]
+        batch = self._next_batch()
+        first = (batch * self.ranks + self.rank) * len(indices)
+        return [self._usable_item(self._mixture_of_epoch, first + place) for place in range(len(indices))]
+
+    def _usable_item(self, mixture: TaskMixture, place: int) -> dict[str, Any]:
+        draw = mixture.draw(place)
+        for later in range(mixture.sizes[draw.task]):
+            image = mixture.image(draw.task, draw.number + later)
+            try:
+                return self.training_item(draw.task, image, draw.rng)
+            except ImageError as error:
+                self._note_bad(self.image_id(draw.task, image), error)
+        raise ImageError(f'datasets: {self.opt["name"]}: task {self.task_names[draw.task]}: no image can be used.')
+
+    def _note_bad(self, image: int, error: ImageError) -> None:
+        # The flags are shared memory, so that every worker and epoch knows what any of them found.
+        if self._bad[image]:
+            return
+        self._bad[image] = 1
+        count, total = int(self._bad.sum()), len(self._bad)
+        if count > self.max_bad_share * total:
+            raise RuntimeError(
+                f'datasets: {self.opt["name"]}: {count} of {total} images cannot be used, more than max_bad_share '
+                f'{self.max_bad_share:g} allows; last: {error} See them all: rdbm doctor -opt FILE.')
+        getLogger('basicsr').warning(f'{error} Replaced by the next of its task; {count} of {total} images so far.')
+
+    def _next_batch(self) -> int:
+        worker = get_worker_info()
+        if self._next is None:
+            self._next = (self.consumed or 0) + (worker.id if worker else 0)
+            if worker and self.consumed is None:
+                epoch = (self.order_seed, (worker.seed - worker.id) % 2**63)
+                seed = int(np.random.SeedSequence(epoch).generate_state(1, np.uint64)[0])
+                self._mixture_of_epoch = TaskMixture(self.mixture.sizes, self.mixture.counts, seed)
+        batch = self._next
+        self._next += worker.num_workers if worker else 1
+        return batch
+

@@ -1,0 +1,195 @@
+"""Pairs of several restoration tasks from folders or LMDBs, mixed in exact shares."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from rdbm_plugin.data.image_source import ImageError, ImageSource, to_float
+from rdbm_plugin.data.packing import BASICSR_KEYS, pack, turn
+from rdbm_plugin.data.pairing import Pairs, find_pairs
+from rdbm_plugin.data.task_mixture import MixedDataset, counts_of_weights
+from rdbm_plugin.options import OptionError, check_choice, check_int, check_keys, check_number
+
+
+class Task(NamedTuple):
+    """One task: its pairs and its share of a batch."""
+
+    name: str
+    gt: ImageSource
+    lq: ImageSource
+    pairs: Pairs
+    quota: int | None
+    weight: float | None
+
+
+class UniversalPairedDataset(MixedDataset):
+    """Pairs (lq, gt) of several tasks, each from its own folders or LMDBs with its own pairing rule.
+
+    Shares in training are set in one of three ways: ``quota`` in every task (a batch holds exactly so many of each,
+    or a multiple if the batch is larger), ``weight`` in every task, or ``temperature`` for all: in proportion to
+    size^(1/temperature), 1 by size, large for equal shares; with none of them shares are equal. Images of a task
+    come in shuffled rounds, none twice before all came once.
+
+    A pair cannot be used if an image is unreadable, truncated, of another size than its partner, or smaller than
+    ``gt_size``; see :class:`MixedDataset` for what happens then.
+
+    Args:
+        opt: The dataset block of the option file:
+
+            - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, quota or weight}``. ``io_backend``
+              is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
+              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``.
+            - ``temperature``: see above.
+            - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
+            - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
+            - ``skip_unpaired``: leave out images without a partner instead of refusing them, default false. Clean
+              images without a degraded one never hurt.
+            - ``max_bad_share``: share of pairs that may be unusable before training ends, default 0.01.
+
+    Items are RGB in [0, 1], (3, H, W) float32, with ``task``, ``lq_path`` and ``gt_path``.
+
+    Raises:
+        OptionError: A key is unknown or its value out of range, a root is missing or holds no pairs.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.opt = dict(opt)
+        where = f'datasets: {opt.get("name", "?")}'
+        ours = {key: value for key, value in opt.items() if key not in BASICSR_KEYS}
+        check_keys(where, ours, self._read_options)
+        try:
+            self._read_options(**ours)
+        except OptionError as error:
+            raise OptionError(f'{where}: {error}') from None
+        sizes = [len(task.pairs.lq) for task in self.tasks]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        if self.train:
+            self.start_order(sizes, self._counts(sizes), sum(sizes), self.max_bad_share)
+
+    def _read_options(self, tasks: Mapping[str, Mapping[str, Any]], gt_size: int | None = None,
+                      use_hflip: bool = True, use_rot: bool = True, temperature: float | None = None,
+                      skip_unpaired: bool = False, max_bad_share: float = 0.01) -> None:
+        self.train = self.opt['phase'] == 'train'
+        if gt_size is None and self.train:
+            raise OptionError('gt_size: missing; expected the crop size in pixels.')
+        self.gt_size = None if gt_size is None else check_int('gt_size', gt_size, 8)
+        self.use_hflip, self.use_rot = use_hflip, use_rot
+        self.temperature = None if temperature is None else check_number('temperature', temperature, above=0)
+        self.max_bad_share = check_number('max_bad_share', max_bad_share, 0, 1)
+        if not isinstance(tasks, Mapping) or not tasks:
+            raise OptionError(f'tasks: found {tasks!r}; expected "name: {{dataroot_gt: ..., dataroot_lq: ...}}" lines.')
+        self.tasks = [read_task(name, block, skip_unpaired) for name, block in tasks.items()]
+
+    def _counts(self, sizes: list[int]) -> list[int]:
+        quotas = [task.quota for task in self.tasks]
+        weights = [task.weight for task in self.tasks]
+        ways = [any(q is not None for q in quotas), any(w is not None for w in weights), self.temperature is not None]
+        if sum(ways) > 1:
+            raise OptionError(f'datasets: {self.opt["name"]}: quota, weight and temperature exclude one another; '
+                              'keep one of them.')
+        for way, values, found in (('quota', quotas, ways[0]), ('weight', weights, ways[1])):
+            if found and None in values:
+                missing = self.tasks[values.index(None)].name
+                raise OptionError(f'datasets: {self.opt["name"]}: tasks: {missing}: {way} is missing; '
+                                  'other tasks have it, so all need it.')
+        if ways[2]:
+            return counts_of_weights(np.asarray(sizes, np.float64) ** (1 / self.temperature))
+        if ways[1]:
+            return counts_of_weights(weights)
+        counts = quotas if ways[0] else [1] * len(sizes)
+        batch = self.opt.get('batch_size_per_gpu')
+        if ways[0] and batch is not None and batch % sum(counts):
+            raise OptionError(
+                f'datasets: {self.opt["name"]}: batch_size_per_gpu: found {batch}, but the quotas '
+                f'{" + ".join(map(str, counts))} sum to {sum(counts)}; make it that or a multiple.')
+        return counts
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in the option file's order."""
+        return [task.name for task in self.tasks]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.train:
+            return super().__getitem__(index)
+        task = int(np.searchsorted(self._starts, index, side='right')) - 1
+        gt, lq = self._read(task, index - int(self._starts[task]))
+        if self.gt_size is not None:
+            top, left = ((length - min(self.gt_size, length)) // 2 for length in gt.shape[:2])
+            gt, lq = (image[top:top + self.gt_size, left:left + self.gt_size] for image in (gt, lq))
+        return self._pack(task, index - int(self._starts[task]), gt, lq)
+
+    def image_id(self, task: int, image: int) -> int:
+        return int(self._starts[task]) + image
+
+    def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
+        gt, lq = self._read(task, image)
+        if min(gt.shape[:2]) < self.gt_size:
+            source = self.tasks[task]
+            raise ImageError(f'{source.gt.path(int(source.pairs.gt[image]))}: is {gt.shape[1]}x{gt.shape[0]}, smaller '
+                             f'than gt_size {self.gt_size}.')
+        return self._pack(task, image, *self._crop(gt, lq, rng))
+
+    def _read(self, task: int, pair: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        source = self.tasks[task]
+        gt_index, lq_index = int(source.pairs.gt[pair]), int(source.pairs.lq[pair])
+        gt, lq = source.gt.decode(gt_index), source.lq.decode(lq_index)
+        if gt.shape != lq.shape:
+            raise ImageError(f'{source.lq.path(lq_index)}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image '
+                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs need one size.')
+        return gt, lq
+
+    def _crop(self, gt: NDArray[Any], lq: NDArray[Any], rng: Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        size = self.gt_size
+        top, left = (int(rng.integers(length - size + 1)) for length in gt.shape[:2])
+        flip = self.use_hflip and rng.random() < 0.5
+        turns = int(rng.integers(4)) if self.use_rot else 0
+        return tuple(turn(image[top:top + size, left:left + size], flip, turns) for image in (gt, lq))
+
+    def _pack(self, task: int, pair: int, gt: NDArray[Any], lq: NDArray[Any]) -> dict[str, Any]:
+        source = self.tasks[task]
+        return pack(to_float(gt), to_float(lq), source.name, gt_path=source.gt.path(int(source.pairs.gt[pair])),
+                    lq_path=source.lq.path(int(source.pairs.lq[pair])))
+
+
+def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) -> Task:
+    """Open the sources of one task and pair them.
+
+    Raises:
+        OptionError: Naming the task and the key.
+    """
+    if not isinstance(block, Mapping):
+        raise OptionError(f'tasks: {name}: found {block!r}; expected {{dataroot_gt: ..., dataroot_lq: ...}}.')
+    check_keys(f'tasks: {name}', block, _read_task)
+    try:
+        task = _read_task(**block)
+    except OptionError as error:
+        raise OptionError(f'tasks: {name}: {error}') from None
+    lonely = task.pairs.lonely_lq
+    if not len(task.pairs.lq):
+        example = (f'degraded images are named like {task.lq.name(0)!r}, clean ones like {task.gt.name(0)!r}')
+        raise OptionError(f'tasks: {name}: no pairs: {example}; set "pairing" to the rule that joins them.')
+    if lonely and not skip_unpaired:
+        raise OptionError(f'tasks: {name}: {len(lonely)} of {len(task.lq)} degraded images have no clean one: '
+                          f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; set "pairing" to the rule '
+                          'that joins them, or "skip_unpaired: true" to leave them out.')
+    return task._replace(name=name)
+
+
+def _read_task(dataroot_gt: str, dataroot_lq: str, io_backend: Mapping[str, Any] | None = None,
+               pairing: str | Mapping[str, Any] = 'same', quota: int | None = None,
+               weight: float | None = None) -> Task:
+    backend = None if not io_backend else check_choice('io_backend: type', io_backend.get('type'), ('disk', 'lmdb'))
+    gt = ImageSource(dataroot_gt, backend, 'dataroot_gt')
+    lq = ImageSource(dataroot_lq, backend, 'dataroot_lq')
+    return Task('', gt, lq, find_pairs(gt, lq, pairing),
+                None if quota is None else check_int('quota', quota, 1),
+                None if weight is None else check_number('weight', weight, above=0))
