@@ -112,18 +112,16 @@ def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: in
 
 
 def done_before(record_file: Path, folder: Path) -> set[tuple[str, int]]:
-    """Photos and copies that an earlier run finished; a line cut short by its end does not count."""
-    done = set()
-    if record_file.is_file():
-        lines = record_file.read_text(encoding='utf-8').splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith('\n')]
-        if kept != lines:
-            record_file.write_text(''.join(kept), encoding='utf-8')
-        for line in kept:
-            record = json.loads(line)
-            if all((folder / side / name).is_file() for side in ('gt', 'lq') for name in record['files']):
-                done.add((record['source'], record['copy']))
-    return done
+    """Photos and copies that an earlier run finished; drops records cut short by its end, or of files now missing."""
+    if not record_file.is_file():
+        return set()
+    lines = record_file.read_text(encoding='utf-8').splitlines(keepends=True)
+    kept = {line: json.loads(line) for line in lines if line.endswith('\n')}
+    kept = {line: record for line, record in kept.items()
+            if all((folder / side / name).is_file() for side in ('gt', 'lq') for name in record['files'])}
+    if len(kept) < len(lines):
+        record_file.write_text(''.join(kept), encoding='utf-8')
+    return {(record['source'], record['copy']) for record in kept.values()}
 
 
 def settle(args: Namespace) -> None:

@@ -109,20 +109,28 @@ def test_snow_is_near_white_and_grows_with_density():
 
 def test_haze_is_koschmieders_law_over_its_depth_map(photo):
     haze = Haze(beta=1.2, airlight=(0.8, 0.85, 0.9), slope=0.5, relief=0.3, objects=2)
-    depth = haze.depth(photo.shape[:2], np.random.default_rng(5))
+    depth = haze.depth(photo, np.random.default_rng(5))
     hazy = haze.apply(photo, np.random.default_rng(5))
     t = np.exp(-1.2 * depth.astype(np.float64))[..., None]
     np.testing.assert_allclose(hazy, photo * t + np.array([0.8, 0.85, 0.9]) * (1 - t), atol=1e-6)
 
 
-def test_haze_depth_is_far_above_and_near_in_objects():
+def test_haze_depth_is_far_above_and_near_in_objects(photo):
     flat = Haze(1.0, (0.9, 0.9, 0.9), slope=0.8, relief=0.0, objects=0)
-    depth = flat.depth((100, 80), np.random.default_rng(0))
-    assert depth[0].mean() > 1.3 > 0.7 > depth[-1].mean()
+    depth = flat.depth(photo, np.random.default_rng(0))
+    assert depth[:9].mean() > 1.3 > 0.7 > depth[-9:].mean()
     plain = replace(flat, slope=0.0)
-    near = replace(plain, objects=3).depth((100, 80), np.random.default_rng(0))
-    assert (plain.depth((100, 80), np.random.default_rng(0)) == 1).all()
-    assert near.max() == 1 and near.min() < 0.9
+    near = replace(plain, objects=3).depth(photo, np.random.default_rng(0))
+    np.testing.assert_allclose(plain.depth(photo, np.random.default_rng(0)), 1, atol=1e-3)
+    assert near.max() < 1.1 and near.min() < 0.8
+
+
+def test_haze_depth_steps_where_the_image_does():
+    halves = np.full((120, 120, 3), 0.2, np.float32)
+    halves[:, 60:] = 0.8
+    steps = [np.abs(np.diff(Haze(1.0, (0.9,) * 3, 0.0, 0.0, 2).depth(halves, np.random.default_rng(seed)), axis=1))
+             .mean(axis=0) for seed in range(10)]
+    assert np.mean([step[59] for step in steps]) > 5 * np.mean([np.median(step) for step in steps])
 
 
 def test_blur_keeps_the_mean_and_the_place():

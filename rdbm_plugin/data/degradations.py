@@ -116,7 +116,11 @@ class Snow:
 @dataclass(frozen=True)
 class Haze:
     """Scattering over a depth map. beta: optical depth at distance 1; airlight (r, g, b); slope and relief of the
-    background's depth; objects that stand before it."""
+    background's depth; objects that stand before it.
+
+    The depth map follows the edges of the image by a guided filter (He, Sun & Tang, TPAMI 2013), as depth does where
+    things end.
+    """
 
     beta: float
     airlight: tuple[float, float, float]
@@ -126,24 +130,24 @@ class Haze:
 
     @classmethod
     def draw(cls, rng: Generator) -> Haze:
-        """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.05, slope 0-0.8 (farther at the top), relief 0-0.5,
+        """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.02, slope 0-0.8 (farther at the top), relief 0-0.5,
         0-3 objects.
 
         beta and airlight have the range of RESIDE (Li et al., IEEE TIP 2019).
         """
-        air = rng.uniform(0.7, 1) + rng.uniform(-0.05, 0.05, 3)
+        air = rng.uniform(0.7, 1) + rng.uniform(-0.02, 0.02, 3)
         return cls(rng.uniform(0.6, 1.8), tuple(np.clip(air, 0, 1).tolist()), rng.uniform(0, 0.8), rng.uniform(0, 0.5),
                    int(rng.integers(4)))
 
     def apply(self, image: Image, rng: Generator) -> Image:
         """J t + A (1 - t) with t = exp(-beta depth)."""
-        transmission = np.exp(-np.float32(self.beta) * self.depth(image.shape[:2], rng))[..., None]
+        transmission = np.exp(-np.float32(self.beta) * self.depth(image, rng))[..., None]
         air = np.float32(self.airlight)
         return air + (image - air) * transmission
 
-    def depth(self, size: tuple[int, int], rng: Generator) -> Image:
-        """A depth map of mean about 1, (H, W): a rising ground with hills, and nearer objects with sharp edges."""
-        height, width = size
+    def depth(self, image: Image, rng: Generator) -> Image:
+        """A depth map of mean about 1, (H, W): a rising ground with hills, and nearer objects."""
+        height, width = size = image.shape[:2]
         hills = cv2.resize(rng.random((4, 4), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
         plane = np.linspace(0.5, -0.5, height, dtype=np.float32)[:, None]
         depth = 1 + self.slope * plane + self.relief * (hills - 0.5)
@@ -152,7 +156,8 @@ class Haze:
             axes = (max(1, int(rng.uniform(0.05, 0.25) * width)), max(1, int(rng.uniform(0.1, 0.5) * height)))
             mask = cv2.ellipse(np.zeros(size, np.uint8), centre, axes, rng.uniform(-20, 20), 0, 360, 1, -1) > 0
             depth = np.where(mask, np.float32(rng.uniform(0.4, 0.9)) * depth, depth)
-        return np.clip(depth, 0.1, 2).astype(np.float32)
+        depth = _follow_edges(depth.astype(np.float32), image.mean(axis=2), radius=max(min(size) // 12, 1))
+        return np.clip(depth, 0.1, 2)
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,16 @@ def degrade(image: Image, parameters: Sequence[Any], rng: Generator) -> Image:
     for degradation in parameters:
         image = np.clip(degradation.apply(image, rng), 0, 1)
     return (np.rint(image * 255) / np.float32(255)).astype(np.float32)
+
+
+def _follow_edges(values: Image, guide: Image, radius: int) -> Image:
+    """Guided filter: ``values`` as a locally linear function of ``guide``; both (H, W)."""
+    def mean(x: Image) -> Image:
+        return cv2.blur(x, (2 * radius + 1,) * 2, borderType=cv2.BORDER_REFLECT_101)
+
+    mean_guide, mean_values = mean(guide), mean(values)
+    slope = (mean(guide * values) - mean_guide * mean_values) / (mean(guide * guide) - mean_guide**2 + 1e-3)
+    return mean(slope) * guide + mean(mean_values - slope * mean_guide)
 
 
 def _disk(radius: float) -> NDArray[np.bool_]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -63,7 +62,7 @@ class ImageSource:
             # BasicSR's line is "name.png (h,w,c) level"; the key in the LMDB has no suffix.
             lines = meta.read_text(encoding='utf-8').splitlines()
             return sorted(_stem(line.rsplit(' (', 1)[0]) for line in lines if line.strip())
-        with _environment(str(self.root), os.getpid()).begin() as transaction:
+        with _environment(str(self.root)).begin() as transaction:
             return [bytes(name).decode() for name in transaction.cursor().iternext(values=False)]
 
     def __len__(self) -> int:
@@ -92,7 +91,7 @@ class ImageSource:
             ImageError: It cannot be read.
         """
         if self.is_lmdb:
-            with _environment(str(self.root), os.getpid()).begin() as transaction:
+            with _environment(str(self.root)).begin() as transaction:
                 content = transaction.get(self._names[index])
             if content is None:
                 raise ImageError(f'{self.path(index)}: named in meta_info.txt, but no such key in the LMDB; '
@@ -157,10 +156,25 @@ def same_stems(source: ImageSource) -> Sequence[str]:
     return stems[counts > 1].tolist()
 
 
-@cache
-def _environment(path: str, process: int) -> lmdb.Environment:
-    """One handle a process: LMDB forbids two on one path, and none may be used after a fork."""
-    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1024)
+_environments: dict[str, lmdb.Environment] = {}
+
+
+def _environment(path: str) -> lmdb.Environment:
+    """One handle a process: LMDB forbids two on one path."""
+    if path not in _environments:
+        _environments[path] = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+    return _environments[path]
+
+
+def _close_inherited() -> None:
+    # None may be used after a fork, and those that are inherited count as open.
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _stem(name: str) -> str:

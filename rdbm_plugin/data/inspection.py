@@ -96,7 +96,8 @@ def inspect_pairs(task: Task, where: str, dataset: Mapping[str, Any], seen: dict
     if task.pairs.lonely_gt:
         yield Finding('note', where, f'{len(task.pairs.lonely_gt)} clean images have no degraded one: '
                                      f'{names(task.pairs.lonely_gt)}')
-    gt = look_at_all(task.gt, sorted(set(task.pairs.gt.tolist())), f'{where} gt')
+    gt = {index: look._replace(size=tuple(length - 2 * task.gt_border for length in look.size))
+          for index, look in look_at_all(task.gt, sorted(set(task.pairs.gt.tolist())), f'{where} gt').items()}
     lq = look_at_all(task.lq, sorted(set(task.pairs.lq.tolist())), f'{where} lq')
     yield from _inspect([*gt.values(), *lq.values()], where, dataset)
     differing = [

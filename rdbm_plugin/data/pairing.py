@@ -1,6 +1,7 @@
 """Which degraded image belongs to which clean one: the pairing rules of restoration data sets."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rdbm_plugin.data.image_source import ImageSource, same_stems
+from rdbm_plugin.data.image_source import SUFFIXES, ImageSource, same_stems
 from rdbm_plugin.options import OptionError, _suggest
 
 Label = Callable[[str], 'str | None']
@@ -28,11 +29,23 @@ def _same() -> tuple[Label, Label]:
     return str, str
 
 
-def _template(text: str) -> tuple[Label, Label]:
-    if not isinstance(text, str) or text.count('{}') != 1:
-        raise OptionError(f"template: found {text!r}; expected the name of a degraded image with '{{}}' for the name "
-                          "of its clean one, e.g. '{}_rain'.")
-    return lambda stem: _rename(stem, text.format), str
+def _template(texts: Any) -> tuple[Label, Label]:
+    lq, gt = (texts, '{}') if isinstance(texts, str) else _two('template', texts, "['{}', '{}gt']")
+    for text in (lq, gt):
+        if text.count('{}') != 1:
+            raise OptionError(f"template: found {text!r}; expected a name with '{{}}' in it for what a pair has in "
+                              "common, e.g. '{}_rain'.")
+
+    def without(text: str) -> Label:
+        start, end = text.split('{}')
+
+        def label(stem: str) -> str | None:
+            name = PurePosixPath(stem).name
+            if len(name) <= len(start) + len(end) or not (name.startswith(start) and name.endswith(end)):
+                return None
+            return _rename(stem, lambda _: name[len(start):len(name) - len(end)])
+        return label
+    return without(gt), without(lq)
 
 
 def _many_to_one(separator: str) -> tuple[Label, Label]:
@@ -43,14 +56,7 @@ def _many_to_one(separator: str) -> tuple[Label, Label]:
 
 
 def _prefix(pair: Any) -> tuple[Label, Label]:
-    lq, gt = _two('prefix', pair, '[rain-, norain-]')
-
-    def without(start: str) -> Label:
-        def label(stem: str) -> str | None:
-            name = PurePosixPath(stem).name
-            return _rename(stem, lambda _: name[len(start):]) if name.startswith(start) else None
-        return label
-    return without(gt), without(lq)
+    return _template([f'{start}{{}}' for start in _two('prefix', pair, '[rain-, norain-]')])
 
 
 def _folder(pair: Any) -> tuple[Label, Label]:
@@ -81,12 +87,13 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
         rule: How names belong together, without their suffixes and with sub-folders kept:
 
             - ``same``: equal names.
-            - ``{template: '{}_rain'}``: the degraded image's name for that of its clean one.
+            - ``{template: '{}_rain'}``: the degraded image's name, ``{}`` being that of its clean one;
+              ``{template: ['{}', '{}gt']}``: degraded, clean.
             - ``{many_to_one: '_'}``: 0001_0.8_0.2 -> 0001, the part before the first separator.
             - ``{prefix: [rain-, norain-]}``: degraded, clean.
             - ``{folder: [blur, sharp]}``: the part of the path that differs (both roots may be the same).
-            - ``{meta_info: FILE}``: lines ``clean, degraded``, or one name for both; as in BasicSR, what follows the
-              first blank of a name is ignored.
+            - ``{meta_info: FILE}``: one pair a line: clean and degraded name with suffixes, parted by commas or
+              blanks, or one name for both; as in BasicSR's files, sizes and the like after them are ignored.
 
     Raises:
         OptionError: The rule is unknown, or names are ambiguous.
@@ -102,15 +109,17 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
                               'remove one of each, as pairs are found by name.')
     clean: dict[str, int] = {}
     lonely_gt = set()
+    shared = gt.root == lq.root
     for index, stem in enumerate(gt.stems()):
         label = label_gt(stem)
         if label is not None:
             clean[label] = index
+        if label is not None or not shared:
             lonely_gt.add(index)
     found_gt, found_lq, lonely_lq = [], [], []
     for index, stem in enumerate(lq.stems()):
         label = label_lq(stem)
-        if label is None:
+        if label is None and shared:
             continue
         partner = clean.get(label)
         if partner is None:
@@ -130,7 +139,9 @@ def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pair
     table_gt, table_lq = ({source.stem(i): i for i in range(len(source))} for source in (gt, lq))
     found_gt, found_lq, missing_gt, missing_lq = [], [], [], []
     for line in filter(None, map(str.strip, file.read_text(encoding='utf-8').splitlines())):
-        names = [part.strip().split(' ')[0] for part in line.split(',')] if ', ' in line else [line.split(' ')[0]]
+        names = [part for part in re.split(r'[,\s]+', line) if part.lower().endswith(SUFFIXES)][:2]
+        if not names:
+            raise OptionError(f'meta_info: {file}: found the line {line!r}; expected names of images with suffixes.')
         clean, degraded = (str(PurePosixPath(name).with_suffix('')) for name in (names[0], names[-1]))
         if clean not in table_gt:
             missing_gt.append(names[0])

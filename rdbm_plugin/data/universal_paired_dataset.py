@@ -24,6 +24,8 @@ class Task(NamedTuple):
     pairs: Pairs
     quota: int | None
     weight: float | None
+    gt_border: int = 0
+    """Pixels to cut from each side of clean images."""
 
 
 class UniversalPairedDataset(MixedDataset):
@@ -40,9 +42,10 @@ class UniversalPairedDataset(MixedDataset):
     Args:
         opt: The dataset block of the option file:
 
-            - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, quota or weight}``. ``io_backend``
-              is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
-              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``.
+            - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, gt_border, quota or weight}``.
+              ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
+              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. ``gt_border``: pixels to cut from each
+              side of the clean images, 10 for SOTS indoor, default 0.
             - ``temperature``: see above.
             - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
@@ -142,6 +145,8 @@ class UniversalPairedDataset(MixedDataset):
         source = self.tasks[task]
         gt_index, lq_index = int(source.pairs.gt[pair]), int(source.pairs.lq[pair])
         gt, lq = source.gt.decode(gt_index), source.lq.decode(lq_index)
+        if source.gt_border:
+            gt = gt[source.gt_border:-source.gt_border, source.gt_border:-source.gt_border]
         if gt.shape != lq.shape:
             raise ImageError(f'{source.lq.path(lq_index)}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image '
                              f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs need one size.')
@@ -185,11 +190,12 @@ def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) 
 
 
 def _read_task(dataroot_gt: str, dataroot_lq: str, io_backend: Mapping[str, Any] | None = None,
-               pairing: str | Mapping[str, Any] = 'same', quota: int | None = None,
+               pairing: str | Mapping[str, Any] = 'same', gt_border: int = 0, quota: int | None = None,
                weight: float | None = None) -> Task:
     backend = None if not io_backend else check_choice('io_backend: type', io_backend.get('type'), ('disk', 'lmdb'))
     gt = ImageSource(dataroot_gt, backend, 'dataroot_gt')
     lq = ImageSource(dataroot_lq, backend, 'dataroot_lq')
     return Task('', gt, lq, find_pairs(gt, lq, pairing),
                 None if quota is None else check_int('quota', quota, 1),
-                None if weight is None else check_number('weight', weight, above=0))
+                None if weight is None else check_number('weight', weight, above=0),
+                check_int('gt_border', gt_border, 0))

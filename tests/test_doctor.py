@@ -1,0 +1,228 @@
+"""rdbm doctor finds each fault, names it, and has nothing to say about what is sound."""
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, command
+
+PLUGIN = 'plugin: !!python/name:rdbm_plugin.registration.__version__\n'
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """An option file of one task with four training pairs and two of validation."""
+    rng = np.random.default_rng(0)
+    for part, count in (('train', 4), ('val', 2)):
+        for side in ('gt', 'lq'):
+            (tmp_path / part / side).mkdir(parents=True)
+            for number in range(count):
+                image = rng.integers(0, 256, (40, 40, 3), np.uint8)
+                cv2.imwrite(str(tmp_path / part / side / f'{number}.png'), image)
+    tasks = {part: {'derain': {'dataroot_gt': f'{part}/gt', 'dataroot_lq': f'{part}/lq'}} for part in ('train', 'val')}
+    return {
+        'name': 'sound', 'model_type': 'RDBMModel', 'scale': 1, 'num_gpu': 0, 'manual_seed': 0,
+        'bridge': {'type': 'ResidualBridge'}, 'network_g': {'type': 'RDBMUNet', 'variant': 'T'},
+        'path': {'pretrain_network_g': None},
+        'datasets': {
+            'train': {'name': 'pairs', 'type': 'UniversalPairedDataset', 'tasks': tasks['train'], 'gt_size': 32,
+                      'num_worker_per_gpu': 1, 'batch_size_per_gpu': 2, 'dataset_enlarge_ratio': 1},
+            'val': {'name': 'derain', 'type': 'UniversalPairedDataset', 'tasks': tasks['val']}},
+        'train': {'optim_g': {'type': 'Adam', 'lr': 0.001}, 'total_iter': 10, 'warmup_iter': -1,
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [10]},
+                  'pixel_opt': {'type': 'ResidualModulatedLoss'}},
+        'val': {'val_freq': 5, 'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 0}}},
+        'logger': {'print_freq': 1, 'save_checkpoint_freq': 5, 'use_tb_logger': False}}
+
+
+@pytest.fixture
+def doctor(tmp_path, monkeypatch, capsys):
+    """Runs rdbm doctor on options and returns its status and its findings."""
+    from rdbm_plugin.__main__ import main
+
+    def run(options, *arguments, plugin=PLUGIN):
+        (tmp_path / 'x.yml').write_text(plugin + yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
+        before = sorted(tmp_path.rglob('*'))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['rdbm', 'doctor', '-opt', 'x.yml', '--json', *arguments])
+        status = main()
+        assert sorted(tmp_path.rglob('*')) == before, 'the doctor writes nothing'
+        found = json.loads(capsys.readouterr().out)
+        assert found['ok'] == (status == 0)
+        return status, [f'{f["level"]} {f["where"]}: {f["message"]}' for f in found['findings']]
+    return run
+
+
+def test_sound_file_passes(sound, doctor):
+    status, findings = doctor(sound)
+    assert status == 0
+    assert not [line for line in findings if line.startswith(('error', 'warning', 'note'))], findings
+    assert any('datasets: train: derain: 4 pairs looked at' in line for line in findings)
+    assert any('datasets: val: derain: 2 pairs looked at' in line for line in findings)
+
+
+def image(name, picture):
+    def fault(root, options):
+        cv2.imwrite(str(root / name), picture)
+    return fault
+
+
+def write(name, content):
+    def fault(root, options):
+        (root / name).write_bytes(content)
+    return fault
+
+
+def option(path, value):
+    def fault(root, options):
+        *parents, last = path.split(':')
+        for key in parents:
+            options = options[key]
+        if value is None:
+            del options[last]
+        else:
+            options[last] = value
+    return fault
+
+
+def copy(source, target):
+    def fault(root, options):
+        shutil.copy(root / source, root / target)
+    return fault
+
+
+def reencode(source, target):
+    """The same pixels in another file."""
+    def fault(root, options):
+        cv2.imwrite(str(root / target), cv2.imread(str(root / source)), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return fault
+
+
+def cut(name):
+    def fault(root, options):
+        path = root / name
+        path.write_bytes(path.read_bytes()[:900])
+    return fault
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+ERRORS = {
+    'missing folder': (option('datasets:train:tasks:derain:dataroot_gt', 'nowhere'),
+                       ['datasets: pairs: tasks: derain: dataroot_gt', 'nowhere']),
+    'not an LMDB': (option('datasets:train:tasks:derain:io_backend', {'type': 'lmdb'}), ['data.mdb is missing']),
+    'unpaired': (image('train/lq/9.png', NOISE), ['train: derain', '1 degraded images have no clean', '9.png']),
+    'size': (image('train/lq/2.png', NOISE[:36]), ['1 pairs of unequal size', 'lq/2.png 40x36 against 40x40']),
+    'torn': (cut('train/gt/1.png'), ['1 of 8 images cannot be used', 'train/gt/1.png', 'is truncated']),
+    'no image': (write('val/gt/1.png', b'text'), ['datasets: val: derain', 'val/gt/1.png']),
+    'overlap': (reencode('train/gt/3.png', 'val/gt/0.png'), ['1 images are in training and in validation',
+                                                             'val/gt/0.png = train/gt/3.png']),
+    'patch': (option('datasets:train:gt_size', 48), ['8 images are smaller than gt_size 48', '0.png 40x40']),
+    'quota': (option('datasets:train:tasks:derain:quota', 3), ['batch_size_per_gpu: found 2', '3 sum to 3']),
+    'misspelt block key': (option('train:ema_deacy', 0.9), ["train: key 'ema_deacy'", "Did you mean 'ema_decay'?"]),
+    'misspelt top key': (option('manual_sed', 0), ["key 'manual_sed'", "Did you mean 'manual_seed'?"]),
+    'misplaced block': (option('train:val', {'val_freq': 5}), ["train: key 'val'", 'indentation']),
+    'bridge key': (option('bridge:modulatoin', 'one'), ["unknown key 'modulatoin'", "Did you mean 'modulation'?"]),
+    'network': (option('network_g:variant', 'XL'), ["network_g: variant: found 'XL'"]),
+    'loss': (option('train:pixel_opt:type', 'L3Loss'), ["pixel_opt: type: found 'L3Loss'"]),
+    'metric': (option('val:metrics:psnr:type', 'psnr'), ["val: metrics: psnr: type: found 'psnr'"]),
+    'checkpoint': (option('path:pretrain_network_g', 'none.pth'), ['none.pth']),
+    'cpu prefetch': (option('datasets:train', {
+        'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': 'train/gt', 'gt_size': 8,
+        'num_worker_per_gpu': 0, 'prefetch_mode': 'cpu', 'batch_size_per_gpu': 5}),
+                     ['prefetch_mode cpu', 'use workers']),
+}
+
+
+@pytest.mark.parametrize('case', ERRORS)
+def test_each_fault_is_an_error_that_names_it(case, sound, doctor, tmp_path):
+    fault, words = ERRORS[case]
+    fault(tmp_path, sound)
+    status, findings = doctor(sound)
+    errors = [line for line in findings if line.startswith('error')]
+    assert status == 1
+    assert any(all(word in line for word in words) for line in errors), errors
+
+
+WARNINGS = {
+    'gray': (image('train/gt/0.png', NOISE[..., 0]), ['warning', '1 gray images', 'train/gt/0.png']),
+    'alpha': (image('train/gt/0.png', np.dstack([NOISE, NOISE[..., :1]])), ['warning', '1 alpha images']),
+    '16-bit': (image('train/lq/0.png', NOISE.astype(np.uint16) * 257), ['warning', '1 16-bit images']),
+    'clean without degraded': (image('train/gt/9.png', NOISE), ['note', '1 clean images have no degraded', '9.png']),
+    'no val block': (option('val', None), ['warning', 'no val: block']),
+    'unknown key': (option('colour', 1), ['warning', "key 'colour'"]),
+}
+
+
+@pytest.mark.parametrize('case', WARNINGS)
+def test_what_may_be_meant_is_named_but_no_error(case, sound, doctor, tmp_path):
+    fault, words = WARNINGS[case]
+    fault(tmp_path, sound)
+    status, findings = doctor(sound)
+    assert status == 0, findings
+    assert any(all(word in line for word in words) for line in findings), findings
+
+
+def test_all_faults_are_listed_at_once(sound, doctor, tmp_path):
+    for case in ('size', 'unpaired', 'misspelt block key', 'network', 'metric'):
+        ERRORS[case][0](tmp_path, sound)
+    assert len([line for line in doctor(sound)[1] if line.startswith('error')]) >= 5
+
+
+def test_missing_plugin_line_is_an_error(sound, doctor):
+    status, findings = doctor(sound, plugin='')
+    assert status == 1 and any('the line "plugin: !!python/name:rdbm_plugin' in line for line in findings)
+
+
+def test_skipping_the_images_is_quick_and_finds_the_rest(sound, doctor, tmp_path):
+    cut('train/gt/1.png')(tmp_path, sound)
+    assert doctor(sound, '--no-images')[0] == 0
+    assert doctor(sound)[0] == 1
+
+
+def test_changes_by_command_line_are_examined(sound, doctor):
+    assert doctor(sound, '--force_yml', 'datasets:train:gt_size=48')[0] == 1
+
+
+def test_basicsrs_own_paired_data_are_examined(sound, doctor, tmp_path):
+    sound['datasets']['val'] = {'name': 'derain', 'type': 'PairedImageDataset', 'dataroot_gt': 'val/gt',
+                                'dataroot_lq': 'val/lq', 'io_backend': {'type': 'disk'}}
+    assert doctor(sound)[0] == 0
+    cut('val/lq/1.png')(tmp_path, sound)
+    status, findings = doctor(sound)
+    assert status == 1 and any('val/lq/1.png' in line and 'truncated' in line for line in findings)
+
+
+def test_second_basicsr_on_the_path_is_named(sound, doctor, tmp_path):
+    (tmp_path / 'basicsr').mkdir()
+    status, findings = doctor(sound)
+    assert status == 0
+    assert any('2 folders named basicsr' in line and str(tmp_path / 'basicsr') in line for line in findings), findings
+
+
+def test_torch_that_does_not_match_torchvision_is_named(monkeypatch):
+    from rdbm_plugin.commands import doctor as module
+    monkeypatch.setattr(module, 'version', {'torch': '2.9.0+cpu', 'torchvision': '0.23.0', 'basicsr': '1.4.2'}.get)
+    monkeypatch.setattr(module, 'requires', lambda name: ['numpy', 'torch (==2.8.0)', 'pillow>=5'])
+    assert not any(f.level == 'error' for f in module.check_installation()), 'another form of requirement'
+    monkeypatch.setattr(module, 'requires', lambda name: ['numpy', 'torch==2.8.0', 'pillow>=5'])
+    errors = [f.message for f in module.check_installation() if f.level == 'error']
+    assert len(errors) == 1 and 'torchvision 0.23.0 needs torch==2.8.0, found torch 2.9.0+cpu' in errors[0]
+
+
+@pytest.mark.parametrize('name', ['train_rdbm_quickstart', 'train_rdbm_universal', 'train_rdbm_universal_pairs'])
+def test_shipped_files_pass(name, prepared):
+    process = command('-m', 'rdbm_plugin', 'doctor', '-opt', ROOT / f'options/{name}.yml', '--force_yml',
+                      'num_gpu=0', cwd=prepared)
+    assert process.stdout.strip().splitlines()[-1].endswith('0 errors, 0 warnings'), process.stdout
+
+
+def test_report_for_people_lists_errors_last(sound, tmp_path):
+    option('train:ema_deacy', 0.9)(tmp_path, sound)
+    (tmp_path / 'x.yml').write_text(PLUGIN + yaml.safe_dump(sound, sort_keys=False), encoding='utf-8')
+    process = command('-m', 'rdbm_plugin', 'doctor', '-opt', 'x.yml', cwd=tmp_path, check=False)
+    assert process.returncode == 1
+    *_, error, summary = process.stdout.strip().splitlines()
+    assert error.startswith("error    train: key 'ema_deacy'") and summary == 'x.yml: 1 errors, 0 warnings'
