@@ -195,6 +195,21 @@ def test_basicsrs_own_paired_data_are_examined(sound, doctor, tmp_path):
     assert status == 1 and any('val/lq/1.png' in line and 'truncated' in line for line in findings)
 
 
+def test_clean_images_of_synthetic_data_are_examined(sound, doctor, tmp_path):
+    sound['datasets']['train'] = {
+        'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': 'train/gt + dead_leaves:2', 'gt_size': 48,
+        'num_worker_per_gpu': 1, 'batch_size_per_gpu': 5}
+    status, findings = doctor(sound)
+    assert status == 0
+    assert any('6 clean images, 4 files looked at' in line for line in findings)
+    assert any(line.startswith('warning') and '4 images are smaller than gt_size 48 and will be enlarged' in line
+               for line in findings)
+    reencode('train/gt/3.png', 'val/gt/0.png')(tmp_path, sound)
+    cut('train/gt/1.png')(tmp_path, sound)
+    errors = [line for line in doctor(sound)[1] if line.startswith('error')]
+    assert len(errors) == 2 and 'is truncated' in errors[0] and 'in training and in validation' in errors[1]
+
+
 def test_second_basicsr_on_the_path_is_named(sound, doctor, tmp_path):
     (tmp_path / 'basicsr').mkdir()
     status, findings = doctor(sound)

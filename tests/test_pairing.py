@@ -2,11 +2,15 @@
 import cv2
 import numpy as np
 import pytest
+import yaml
+from conftest import ROOT
 
 from rdbm_plugin.data.image_source import ImageSource
 from rdbm_plugin.data.pairing import find_pairs
+from rdbm_plugin.data.universal_paired_dataset import read_task
 from rdbm_plugin.options import OptionError
 
+SNIPPETS = yaml.safe_load((ROOT / 'options/snippets/known_datasets.yml').read_text(encoding='utf-8'))
 PIXEL = cv2.imencode('.png', np.zeros((1, 1, 3), np.uint8))[1].tobytes()
 
 
@@ -24,6 +28,10 @@ CASES = {
     'RESIDE OTS': ({'many_to_one': '_'}, ['0001.jpg', '0012.jpg'],
                    ['0001_0.8_0.2.jpg', '0001_1_0.16.jpg', '0012_0.9_0.08.jpg'],
                    ['0001.jpg 0001_0.8_0.2.jpg', '0001.jpg 0001_1_0.16.jpg', '0012.jpg 0012_0.9_0.08.jpg']),
+    'RESIDE OTS in parts': ({'many_to_one': '_'}, ['0025.jpg'], ['part1/0025_0.8_0.1.jpg', 'part4/0025_1_0.2.jpg'],
+                            ['0025.jpg 0025_0.8_0.1.jpg', '0025.jpg 0025_1_0.2.jpg']),
+    'many to one in scenes': ({'many_to_one': '_'}, ['s1/1.png', 's2/1.png'], ['s1/1_a.png', 's2/1_b.png'],
+                              ['s1/1.png 1_a.png', 's2/1.png 1_b.png']),
     'RESIDE ITS': ({'many_to_one': '_'}, ['1.png', '10.png'], ['10_3_0.90179.png', '1_1_0.90179.png'],
                    ['10.png 10_3_0.90179.png', '1.png 1_1_0.90179.png']),
     'Rain100': ({'prefix': ['rain-', 'norain-']}, ['norain-1.png', 'norain-10.png'], ['rain-1.png', 'rain-10.png'],
@@ -127,3 +135,48 @@ def test_ambiguous_names_are_refused(tmp_path):
     gt = source(tmp_path / 'gt', ['a.png', 'a.jpg'])
     with pytest.raises(OptionError, match=r"several suffixes, first 'a'"):
         find_pairs(gt, gt)
+
+
+KNOWN = {  # file names that the archives are known to hold, below datasets/; clean then degraded
+    'Rain100L_train': ('RainTrainL/norain-1.png', 'RainTrainL/rain-1.png'),
+    'Rain100L_test': ('Rain100L/norain-001.png', 'Rain100L/rainy/rain-001.png'),
+    'Rain100L_new_test': ('rain_data_test_Light/norain/norain-1.png', 'rain_data_test_Light/rain/X2/norain-1x2.png'),
+    'Rain13K_train': ('Rain13K/train/target/1.jpg', 'Rain13K/train/input/1.jpg'),
+    'SPA_test': ('real_test_1000/gt/000gt.png', 'real_test_1000/rain/000.png'),
+    'LOL_train': ('LOLdataset/our485/high/2.png', 'LOLdataset/our485/low/2.png'),
+    'LOLv2_real_train': ('LOL-v2/Real_captured/Train/Normal/normal00001.png',
+                         'LOL-v2/Real_captured/Train/Low/low00001.png'),
+    'LOLv2_synthetic_train': ('LOL-v2/Synthetic/Train/Normal/r000da54ft.png',
+                              'LOL-v2/Synthetic/Train/Low/r000da54ft.png'),
+    'Snow100K_train': ('Snow100K/all/gt/beautiful_smile_00003.jpg', 'Snow100K/all/synthetic/beautiful_smile_00003.jpg'),
+    'Snow100K_L_test': tuple(f'Snow100K/media/jdway/GameSSD/overlapping/test/Snow100K-L/{side}/city_00003.jpg'
+                             for side in ('gt', 'synthetic')),
+    'CSD_train': ('CSD/Train/Gt/1.tif', 'CSD/Train/Snow/1.tif'),
+    'ITS_train': ('ITS/clear/1.png', 'ITS/hazy/1_1_0.90179.png'),
+    'OTS_train': ('OTS_ALPHA/clear/clear_images/0005.jpg', 'OTS_ALPHA/haze/OTS/0005_0.8_0.2.jpg'),
+    'SOTS_indoor_test': ('SOTS/indoor/nyuhaze500/gt/1400.png', 'SOTS/indoor/nyuhaze500/hazy/1400_1.png'),
+    'SOTS_outdoor_test': ('SOTS/outdoor/gt/0001.png', 'SOTS/outdoor/hazy/0001_0.8_0.2.jpg'),
+    'GoPro_train': ('GOPRO_Large/train/GOPR0372_07_00/sharp/000047.png',
+                    'GOPRO_Large/train/GOPR0372_07_00/blur/000047.png'),
+    'GoPro_repacked_train': ('GoPro/train/target/GOPR0384_11_00-000001.png',
+                             'GoPro/train/input/GOPR0384_11_00-000001.png'),
+    'RealBlur_J_test': tuple(f'RealBlur/RealBlur-J_ECC_IMCORR_centroid_itensity_ref/scene007/{name}'
+                             for name in ('gt/gt_1.png', 'blur/blur_1.png')),
+}
+
+
+def test_every_known_data_set_has_a_case():
+    assert set(SNIPPETS) == set(KNOWN)
+
+
+@pytest.mark.parametrize('name', KNOWN)
+def test_snippets_pair_the_names_of_their_data_sets(name, tmp_path, monkeypatch):
+    clean, degraded = KNOWN[name]
+    source(tmp_path / 'datasets', [clean, degraded, degraded.replace('/blur/', '/blur_gamma/')])
+    if 'RealBlur' in name:
+        (tmp_path / 'datasets/RealBlur/RealBlur_J_test_list.txt').write_text(
+            f'{clean.partition("/")[2]} {degraded.partition("/")[2]}\n')
+    monkeypatch.chdir(tmp_path)
+    task = read_task(name, SNIPPETS[name])
+    assert [(task.gt.path(a), task.lq.path(b)) for a, b in zip(task.pairs.gt.tolist(), task.pairs.lq.tolist())] == [
+        (f'datasets/{clean}', f'datasets/{degraded}')]

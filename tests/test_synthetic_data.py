@@ -107,9 +107,9 @@ def test_folder_without_images_is_named(tmp_path):
         SyntheticUniversalDataset({**TRAIN, 'dataroot_gt': str(tmp_path)})
 
 
-def test_a_list_of_sources_serves(tmp_path):
+def test_several_sources_serve(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.full((70, 80, 3), 99, np.uint8))
-    data = SyntheticUniversalDataset({**VAL, 'dataroot_gt': [str(tmp_path), 'dead_leaves:2'], 'tasks': ['derain']})
+    data = SyntheticUniversalDataset({**VAL, 'dataroot_gt': f'{tmp_path} + dead_leaves:2', 'tasks': ['derain']})
     assert [tuple(data[i]['gt'].shape) for i in range(3)] == [(3, 70, 80), (3, 256, 256), (3, 256, 256)]
     assert data[0]['gt_path'].endswith('a.png') and data[2]['gt_path'] == 'dead_leaves_000001'
 
@@ -142,7 +142,7 @@ def test_dead_leaves_have_the_spectrum_of_photos():
     assert min(photos) < slope_of_spectrum([DeadLeaves(20).decode(i) for i in range(20)]) < max(photos)
 
 
-@pytest.mark.parametrize('root', ['dead_leaves', 'dead_leaves:no', 'dead_leaves:0', 5, []])
+@pytest.mark.parametrize('root', ['dead_leaves', 'dead_leaves:no', 'dead_leaves:0', 5, [], 'embedded + no'])
 def test_bad_clean_sources_are_named(root):
     with pytest.raises(OptionError, match=r'dataroot_gt|dead_leaves'):
         SyntheticUniversalDataset({**TRAIN, 'dataroot_gt': root})

@@ -149,11 +149,12 @@ class Several:
         return source.path(place)
 
 
-def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
+def open_clean(root: str, phase: str) -> CleanSource:
     """The clean images that ``dataroot_gt`` names.
 
     Args:
-        root: A folder (sub-folders included), an LMDB, ``embedded``, ``dead_leaves:COUNT``, or a list of these.
+        root: A folder (sub-folders included), an LMDB, ``embedded``, ``dead_leaves:COUNT``, or several joined by
+            `` + ``: ``embedded + dead_leaves:8`` (BasicSR allows no list here).
         phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves, and has no
             effect on a folder.
 
@@ -161,11 +162,11 @@ def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
         OptionError: The root does not exist or holds no image.
     """
     part = 'train' if phase == 'train' else 'val'
-    if isinstance(root, (list, tuple)) and root:
-        return Several([open_clean(each, phase) for each in root])
     if not isinstance(root, str):
         raise OptionError(f"dataroot_gt: found {root!r}; expected a folder, an LMDB, 'embedded', 'dead_leaves:COUNT', "
-                          'or a list of these.')
+                          "or several joined by ' + '.")
+    if ' + ' in root:
+        return Several([open_clean(each.strip(), phase) for each in root.split(' + ')])
     if root == 'embedded':
         try:
             folder = files('skimage.data')

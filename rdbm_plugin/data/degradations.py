@@ -155,7 +155,7 @@ class Haze:
             centre = (int(rng.uniform(0, width)), int(rng.uniform(0.4, 1) * height))
             axes = (max(1, int(rng.uniform(0.05, 0.25) * width)), max(1, int(rng.uniform(0.1, 0.5) * height)))
             mask = cv2.ellipse(np.zeros(size, np.uint8), centre, axes, rng.uniform(-20, 20), 0, 360, 1, -1) > 0
-            depth = np.where(mask, np.float32(rng.uniform(0.4, 0.9)) * depth, depth)
+            depth = np.where(mask, np.float32(rng.uniform(0.6, 0.9)) * depth, depth)
         depth = _follow_edges(depth.astype(np.float32), image.mean(axis=2), radius=max(min(size) // 12, 1))
         return np.clip(depth, 0.1, 2)
 

@@ -113,13 +113,11 @@ def inspect_pairs(task: Task, where: str, dataset: Mapping[str, Any], seen: dict
 def inspect_clean(dataset: Mapping[str, Any], where: str, seen: dict[str, str]) -> Iterator[Finding]:
     """Findings on the clean images of a SyntheticUniversalDataset block; see :func:`inspect_pairs`."""
     source = open_clean(dataset['dataroot_gt'], dataset['phase'])
-    if not isinstance(source, ImageSource):
-        yield Finding('ok', where, f'{len(source)} clean images')
-        return
-    looks = look_at_all(source, range(len(source)), where)
-    yield from _inspect(list(looks.values()), where, dataset)
-    seen.update((look.digest, look.name) for look in looks.values() if not look.fault)
-    yield Finding('ok', where, f'{len(source)} clean images looked at')
+    files = [part for part in getattr(source, 'sources', [source]) if isinstance(part, ImageSource)]
+    looks = [look for part in files for look in look_at_all(part, range(len(part)), where).values()]
+    yield from _inspect(looks, where, dataset)
+    seen.update((look.digest, look.name) for look in looks if not look.fault)
+    yield Finding('ok', where, f'{len(source)} clean images, {len(looks)} files looked at')
 
 
 def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
@@ -136,7 +134,9 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
         small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks
                  if not look.fault and min(look.size) < size]
         if small:
-            yield Finding('error', where, f'{len(small)} images are smaller than gt_size {size}: {names(small)}')
+            made = dataset.get('type') == 'SyntheticUniversalDataset'
+            yield Finding('warning' if made else 'error', where, f'{len(small)} images are smaller than gt_size {size}'
+                          + (' and will be enlarged' if made else '') + f': {names(small)}')
 
 
 def inspect_data(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:

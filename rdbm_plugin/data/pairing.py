@@ -89,7 +89,8 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
             - ``same``: equal names.
             - ``{template: '{}_rain'}``: the degraded image's name, ``{}`` being that of its clean one;
               ``{template: ['{}', '{}gt']}``: degraded, clean.
-            - ``{many_to_one: '_'}``: 0001_0.8_0.2 -> 0001, the part before the first separator.
+            - ``{many_to_one: '_'}``: 0001_0.8_0.2 -> 0001, the part before the first separator; sub-folders of degraded
+              images count only if the clean ones have some.
             - ``{prefix: [rain-, norain-]}``: degraded, clean.
             - ``{folder: [blur, sharp]}``: the part of the path that differs (both roots may be the same).
             - ``{meta_info: FILE}``: one pair a line: clean and degraded name with suffixes, parted by commas or
@@ -102,6 +103,11 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
     if name == 'meta_info':
         return _from_meta_info(gt, lq, values)
     label_gt, label_lq = RULES[name](*values)
+    if name == 'many_to_one' and not any('/' in stem for stem in gt.stems()):
+        in_folder = label_lq
+
+        def label_lq(stem: str) -> str:
+            return PurePosixPath(in_folder(stem)).name
     for side in (gt, lq):
         twice = same_stems(side)
         if twice:

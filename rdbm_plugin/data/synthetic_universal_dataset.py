@@ -58,7 +58,7 @@ class SyntheticUniversalDataset(MixedDataset):
             self.start_order([len(self.clean)] * len(self.task_names),
                              [self.tasks.count(name) for name in self.task_names], len(self.clean), self.max_bad_share)
 
-    def _read_options(self, dataroot_gt: str | Sequence[str], tasks: Sequence[str] = tuple(TASKS),
+    def _read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS),
                       gt_size: int | None = None, use_hflip: bool = True, use_rot: bool = True,
                       min_scale: float = 1.0, seed: int = 0, max_bad_share: float = 0.01) -> None:
         self.train = self.opt['phase'] == 'train'
