@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from rdbm_plugin import __version__, compat
+from rdbm_plugin.bridge import BRIDGES
+from rdbm_plugin.samplers import SAMPLERS
 
 compat.provide_functional_tensor()
 _registry = import_module('basicsr.utils.registry')
@@ -20,8 +22,8 @@ BRIDGE_REGISTRY = _registry.BRIDGE_REGISTRY
 SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
 
 REGISTERED = {
-    'BRIDGE_REGISTRY': ('rdbm_plugin.bridge:ResidualBridge',),
-    'SAMPLER_REGISTRY': ('rdbm_plugin.samplers:BridgeSampler',),
+    'BRIDGE_REGISTRY': tuple(f'rdbm_plugin.bridge:{name}' for name in BRIDGES),
+    'SAMPLER_REGISTRY': tuple(f'rdbm_plugin.samplers:{name}' for name in SAMPLERS),
     'ARCH_REGISTRY': ('rdbm_plugin.archs.rdbm_unet_arch:RDBMUNet',),
     'LOSS_REGISTRY': ('rdbm_plugin.losses.residual_modulated_loss:ResidualModulatedLoss',),
     'DATASET_REGISTRY': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',

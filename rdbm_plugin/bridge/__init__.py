@@ -5,12 +5,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from rdbm_plugin.bridge.bridge import MODULATIONS, PREDICTIONS, ResidualBridge, Step
+from rdbm_plugin.bridge.family import (
+    I2SB,
+    IRSDE,
+    BrownianBridge,
+    FlowMatching,
+    OUBridge,
+    UniDB,
+    VEBridge,
+    VPBridge,
+)
 from rdbm_plugin.bridge.schedules import SCHEDULES
 from rdbm_plugin.options import build
 
 __all__ = ['BRIDGES', 'MODULATIONS', 'PREDICTIONS', 'SCHEDULES', 'ResidualBridge', 'Step', 'build_bridge']
 
-BRIDGES: dict[str, type] = {'ResidualBridge': ResidualBridge}
+BRIDGES: dict[str, type] = {cls.__name__: cls for cls in (
+    ResidualBridge, FlowMatching, BrownianBridge, VEBridge, VPBridge, OUBridge, I2SB, UniDB, IRSDE)}
 
 
 def build_bridge(opt: Mapping[str, Any] | None = None, types: Mapping[str, Any] = BRIDGES) -> ResidualBridge:

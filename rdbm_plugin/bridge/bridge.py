@@ -1,6 +1,8 @@
 """The residual diffusion bridge: its marginals, its conversions and its steps. Needs torch only."""
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ PREDICTIONS = ('x0', 'residual', 'noise', 'velocity')
 
 
 class Step(NamedTuple):
-    """One reverse step z_s = z_weight z_t + residual_weight r_hat + noise_weight pi_hat xi, with z = x - mu."""
+    """One reverse step z_s = z_weight z_t + residual_weight r_hat + noise_weight pi_hat xi, with z = x - centre."""
 
     z_weight: float
     residual_weight: float
@@ -31,6 +33,7 @@ class ResidualBridge:
 
     There are T+1 nodes: node 0 is x0 (mean_coef 1, std_coef 0), node T is mu (both 0). All images are
     (N, C, H, W) in [-1, 1]; ``t`` is a (N,) int64 tensor of nodes on the CPU; coefficients are kept in float64.
+    Other bridges are settings of this one, see :mod:`rdbm_plugin.bridge.family`.
 
     What a network predicts is turned into the residual at one place, :meth:`to_residual`:
 
@@ -42,19 +45,27 @@ class ResidualBridge:
 
     Args:
         modulation: pi. ``residual`` (RDBM: clean pixels get no noise), ``one`` (OU bridges), ``zero`` (no noise).
-        schedule: ``cosine``, ``linear``, ``sigmoid`` or ``constant``.
+        schedule: ``cosine``, ``linear``, ``cosine_rate``, ``sigmoid`` or ``constant``, or a list of T rates theta > 0.
         timesteps: T, at least 1.
         stationary_variance: lambda > 0, a *variance* in units of the [-1, 1] range; number or text such as '10/255'.
         prediction: What the network gives: ``x0``, ``residual``, ``noise`` or ``velocity``.
         total: If given, rescales the schedule so that theta_bar_{0:T} has this value.
+        brownian: Take the limit of no mean reversion at constant stationary_variance * rate. A Brownian bridge of
+            total variance 2 * stationary_variance * total.
+        soft_end: delta >= 0, number or 'inf': the pin at mu lies so much accumulated rate beyond node T, where
+            mean_coef and std_coef then are not 0. 'inf': no pin, an OU process.
+        reversion_level: m, the value in [-1, 1] that the process reverts to; default mu. The mean then is
+            Theta x0 + Phi mu + (1 - Theta - Phi) m with Phi = sinh(theta_bar_{0:t}) / sinh(theta_bar_{0:T}).
 
     Raises:
-        OptionError: An argument is out of its range, or prediction 'noise' goes with modulation 'zero'.
+        OptionError: An argument is out of its range, or prediction 'noise' goes with modulation 'zero', or a
+            reversion_level with a soft_end.
     """
 
-    def __init__(self, modulation: str = 'residual', schedule: str = 'cosine', timesteps: int = 100,
+    def __init__(self, modulation: str = 'residual', schedule: str | Sequence[float] = 'cosine', timesteps: int = 100,
                  stationary_variance: float | str = '10/255', prediction: str = 'residual',
-                 total: float | None = None) -> None:
+                 total: float | None = None, brownian: bool = False, soft_end: float | str = 0.0,
+                 reversion_level: float | None = None) -> None:
         self.modulation = check_choice('modulation', modulation, MODULATIONS)
         self.prediction = check_choice('prediction', prediction, PREDICTIONS)
         if modulation == 'zero' and prediction == 'noise':
@@ -62,29 +73,56 @@ class ResidualBridge:
                               'allowed are x0, residual, velocity.')
         self.timesteps = check_int('timesteps', timesteps, 1)
         self.stationary_variance = check_number('stationary_variance', stationary_variance, above=0)
-        self.theta = rates(schedule, timesteps, total)
-        zero = self.theta.new_zeros(1)
+        self.brownian = bool(brownian)
+        infinite = str(soft_end) in ('inf', '.inf')
+        self.soft_end = math.inf if infinite else check_number('soft_end', soft_end, 0)
+        self.reversion_level = reversion_level
+        if reversion_level is not None:
+            self.reversion_level = check_number('reversion_level', reversion_level, -1, 1)
+            if self.soft_end:
+                raise OptionError(f'reversion_level: found {reversion_level!r} with soft_end {soft_end!r}; with a soft '
+                                  'end the bridge reverts to mu.')
+        if self.brownian and infinite:
+            raise OptionError("soft_end: found 'inf' with brownian; without mean reversion expected a finite number.")
+        self._make_tables(rates(schedule, timesteps, total))
+
+    def _make_tables(self, theta: Tensor) -> None:
+        self.theta = theta
+        zero = theta.new_zeros(1)
         # theta_bar_{t:T} is summed from its own end: the total minus theta_bar_{0:t} has no digits left near node T.
-        self.theta_bar_0t = a = torch.cat([zero, self.theta.cumsum(0)])
-        self.theta_bar_tT = b = torch.cat([self.theta.flip(0).cumsum(0).flip(0), zero])
-        self.mean_coef = closed_form.mean_coef(a, b)
-        self.std_coef = closed_form.std_coef(a, b, self.stationary_variance)
+        self.theta_bar_0t = a = torch.cat([zero, theta.cumsum(0)])
+        self.theta_bar_tT = b = torch.cat([theta.flip(0).cumsum(0).flip(0), zero]) + self.soft_end
+        self.mean_coef = closed_form.mean_coef(a, b, self.brownian)
+        self.std_coef = closed_form.std_coef(a, b, self.stationary_variance, self.brownian)
         self._norm_squared = self.mean_coef.square() + self.std_coef.square()
         norm = self._norm_squared.sqrt()
         self._sin = (self.mean_coef / norm).nan_to_num(nan=0.0)
         self._cos = (self.std_coef / norm).nan_to_num(nan=1.0)
+        if self.reversion_level is not None:
+            self._gap = closed_form.reversion_gap(a, b, self.brownian)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether node T is mu itself."""
+        return self.soft_end == 0
+
+    def centre(self, mu: Tensor, t: Tensor) -> Tensor:
+        """mu, or what takes its place with a reversion level: x_t = centre + z with z from :meth:`marginal`."""
+        if self.reversion_level is None:
+            return mu
+        return mu + self._at(self._gap, t, mu) * (mu - self.reversion_level)
 
     @property
     def rnr(self) -> Tensor:
         """Residual-to-noise ratio Theta_t^2 / Sigma_t^2 at the T+1 nodes, float64; inf at node 0, 0 at node T."""
-        inner = closed_form.rnr(self.theta_bar_0t[1:], self.theta_bar_tT[1:], self.stationary_variance)
+        inner = closed_form.rnr(self.theta_bar_0t[1:], self.theta_bar_tT[1:], self.stationary_variance, self.brownian)
         return torch.cat([inner.new_full((1,), torch.inf), inner])
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return table[t].to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
 
     def _at_mu(self, t: Tensor, like: Tensor) -> Tensor:
-        return (t == self.timesteps).to(like.device).view(-1, 1, 1, 1)
+        return ((t == self.timesteps) & self.pinned).to(like.device).view(-1, 1, 1, 1)
 
     def modulate(self, residual: Tensor, eps: Tensor) -> Tensor:
         """The modulated noise n = pi * eps; (N, C, H, W)."""
@@ -93,7 +131,7 @@ class ResidualBridge:
         return eps if self.modulation == 'one' else torch.zeros_like(eps)
 
     def marginal(self, residual: Tensor, n: Tensor, t: Tensor) -> Tensor:
-        """z_t = x_t - mu at nodes ``t`` for the modulated noise ``n`` (Eq. 13); (N, C, H, W)."""
+        """z_t = x_t - centre at nodes ``t`` for the modulated noise ``n`` (Eq. 13); (N, C, H, W)."""
         return self._at(self.mean_coef, t, residual) * residual + self._at(self.std_coef, t, residual) * n
 
     def noise_of(self, z: Tensor, residual: Tensor, t: Tensor) -> Tensor:
@@ -115,7 +153,7 @@ class ResidualBridge:
 
         Args:
             output: What the network gave, (N, C, H, W).
-            z: x_t - mu, (N, C, H, W).
+            z: x_t - centre, (N, C, H, W).
             mu: Degraded image, (N, C, H, W) in [-1, 1].
             t: Nodes, (N,) int64, from 1 to T.
         """
@@ -140,37 +178,70 @@ class ResidualBridge:
         if check_choice('quantity', quantity, PREDICTIONS) in ('residual', 'x0'):
             return torch.ones(len(t), dtype=torch.float64)
         if quantity == 'noise':
-            return torch.where(t == self.timesteps, 1.0, self.rnr[t].sqrt())
+            return torch.where((t == self.timesteps) & self.pinned, 1.0, self.rnr[t].sqrt())
         return 1 / self._cos[t]
 
     def posterior(self, s: int, t: int) -> tuple[float, float, float]:
-        """(k, c, v) of q(x_s | x_t, x0, mu) = N(mu + k z_t + c residual, v pi^2) for nodes s < t."""
+        """(k, c, v) of q(x_s | x_t, x0, mu) = N(centre_s + k z_t + c residual, v pi^2) for nodes s < t."""
         a_s, a_t, d = self.theta_bar_0t[s], self.theta_bar_0t[t], self.theta[s:t].sum()
-        k, c, v = closed_form.posterior(a_s, a_t, d, self.stationary_variance)
+        k, c, v = closed_form.posterior(a_s, a_t, d, self.stationary_variance, self.brownian)
         return float(k), float(c), float(v)
 
     def step(self, s: int, t: int, eta: float = 0.0) -> Step:
         """Weights of the reverse step from node t to node s < t.
 
         eta = 0 is the deterministic step of the paper (Eq. 19), eta = 1 the posterior; the one-time marginals are
-        the same for every eta in [0, 1]. From node T every eta gives the marginal of node s, since x_T = mu: the
-        weights are then mean_coef[s] and std_coef[s]. Into node 0 it gives the residual estimate itself.
+        the same for every eta in [0, 1]. From a pinned node T every eta gives the marginal of node s, since x_T = mu:
+        the weights are then mean_coef[s] and std_coef[s]. Into node 0 it gives the residual estimate itself.
         """
         if s == 0:
             return Step(0.0, 1.0, 0.0)
-        if t == self.timesteps:
+        if t == self.timesteps and self.pinned:
             noise_weight = 0.0 if self.modulation == 'zero' else float(self.std_coef[s])
             return Step(0.0, float(self.mean_coef[s]), noise_weight)
         if self.modulation == 'zero':
             return Step(1.0, float(self.mean_coef[s] - self.mean_coef[t]), 0.0)
         a, b = self.theta_bar_0t, self.theta_bar_tT
-        z_weight = closed_form.std_ratio(a[s], a[t], b[s], b[t])
+        z_weight = closed_form.std_ratio(a[s], a[t], b[s], b[t], self.brownian)
         if eta == 0:
-            weight = closed_form.residual_step(a[s], a[t], b[s], b[t], self.theta[s:t].sum(), self.stationary_variance)
+            weight = closed_form.residual_step(a[s], a[t], b[s], b[t], self.theta[s:t].sum(),
+                                               self.stationary_variance, self.brownian)
             return Step(float(z_weight), float(weight), 0.0)
         omega_squared = eta**2 * self.posterior(s, t)[2]
         z_weight = z_weight * (1 - omega_squared / self.std_coef[s].square()).clamp(min=0).sqrt()
         return Step(float(z_weight), float(self.mean_coef[s] - self.mean_coef[t] * z_weight), omega_squared**0.5)
+
+    def mean_step(self, s: int, t: int) -> Step:
+        """The step to the posterior's mean, without noise: GOUB's mean-ODE (arXiv 2312.10299), solved exactly."""
+        if self.modulation == 'zero':
+            return self.step(s, t)
+        k, c, _ = self.posterior(s, t)
+        return Step(k, c, 0.0)
+
+    def curvature(self, s: int, t: int, u: int, variable: str = 'phi') -> float:
+        """Weight of r_hat(t) - r_hat(u), u > t > s, that makes ``step(s, t)`` one of second order.
+
+        It is what a residual estimate that is linear in ``variable`` adds to the exact solution
+        z_s = Sigma_s / Sigma_t z_t + Sigma_s int r_hat drho with rho = Theta / Sigma.
+
+        Args:
+            s: Node to step to.
+            t: Node to step from.
+            u: Node before, where the other estimate was made.
+            variable: ``rho``: log rho, as in DPM-Solver++ (arXiv 2211.01095) and DBIM (arXiv 2405.15885); it has no
+                value at node 0 and at a pinned node T. ``phi``: the angle arctan rho, which is finite at all nodes.
+                Without noise both are Theta.
+        """
+        mean, std = self.mean_coef, self.std_coef
+        if self.modulation == 'zero':
+            return float((mean[s] - mean[t]) ** 2 / (2 * (mean[t] - mean[u])))
+        if variable == 'rho':
+            log_rho = self.rnr[[s, t, u]].log() / 2
+            h = log_rho[0] - log_rho[1]
+            return float(mean[s] * (h + torch.expm1(-h)) / (log_rho[1] - log_rho[2]))
+        phi = torch.atan2(mean, std)
+        moved = mean[s] * (phi[s] - phi[t]) + std[s] * (self._cos[s] / self._cos[t]).log()
+        return float(moved / (phi[t] - phi[u]))
 
     def nodes(self, steps: int) -> list[int]:
         """The nodes T = t_0 > ... > t_steps = 0 that a sampler of ``steps`` steps visits, evenly spaced.

@@ -6,12 +6,12 @@ Only the accumulated values matter for the bridge; see :mod:`rdbm_plugin.bridge.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from rdbm_plugin.options import check_choice, check_int, check_number
+from rdbm_plugin.options import OptionError, check_choice, check_int, check_number
 
 
 def _cosine(steps: int) -> Tensor:
@@ -29,23 +29,40 @@ def _sigmoid(steps: int) -> Tensor:
     return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (0.02 - 1e-4) + 1e-4
 
 
+def _cosine_rate(steps: int) -> Tensor:
+    """Rates that rise along a squared sine: one minus the cosine schedule itself, as IR-SDE and GOUB use it."""
+    grid = (torch.arange(steps, dtype=torch.float64) + 2) / (steps + 2)
+    curve = torch.cos((torch.cat([grid.new_zeros(1), grid]) + 0.008) / 1.008 * math.pi / 2).square()
+    return 1 - curve[1:] / curve[0]
+
+
 def _constant(steps: int) -> Tensor:
     return torch.full((steps,), 1 / steps, dtype=torch.float64)
 
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
-    'cosine': _cosine, 'linear': _linear, 'sigmoid': _sigmoid, 'constant': _constant}
+    'cosine': _cosine, 'linear': _linear, 'cosine_rate': _cosine_rate, 'sigmoid': _sigmoid,
+    'constant': _constant}
 
 
-def rates(schedule: str, timesteps: int, total: float | None = None) -> Tensor:
+def rates(schedule: str | Sequence[float], timesteps: int, total: float | None = None) -> Tensor:
     """The T rates theta of a schedule, float64; their sum is theta_bar_{0:T}.
 
     Args:
-        schedule: ``cosine``, ``linear``, ``sigmoid`` or ``constant``.
+        schedule: A name in SCHEDULES, or the T rates themselves, > 0.
         timesteps: T, at least 1.
         total: Rescales the rates so that theta_bar_{0:T} has this value, > 0; default: as the schedule gives it.
+
+    Raises:
+        OptionError: An argument is out of its range.
     """
-    theta = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)](check_int('timesteps', timesteps, 1))
+    check_int('timesteps', timesteps, 1)
+    if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence):
+        theta = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)](timesteps)
+    elif len(schedule) != timesteps:
+        raise OptionError(f'schedule: found {len(schedule)} rates; expected one for each of the {timesteps} timesteps.')
+    else:
+        theta = torch.tensor([check_number('schedule', rate, above=0) for rate in schedule], dtype=torch.float64)
     if total is not None:
         theta = theta * (check_number('total', total, above=0) / theta.sum())
     return theta

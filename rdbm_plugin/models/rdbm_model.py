@@ -113,7 +113,7 @@ class RDBMModel(SRModel):
         z = self.bridge.marginal(residual, n, t)
         if self.own_start_share > 0:
             z, n = self.start_from_own_estimate(z, n, residual, eps, mu, t)
-        output = self.predict(mu + z, mu, t)
+        output = self.predict(self.bridge.centre(mu, t) + z, mu, t)
         states = (z, self.bridge.target(residual, n, mu, t), mu, t, residual, self.gt)
         losses = self.losses(output, *states)
 
@@ -161,7 +161,10 @@ class RDBMModel(SRModel):
         last = torch.full_like(t, self.bridge.timesteps)[chosen]
         mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
         with torch.no_grad():
-            estimate = self.bridge.to_residual(self.predict(mu, mu, last), torch.zeros_like(mu), mu, last)
+            nothing = torch.zeros_like(mu)
+            start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
+            output = self.predict(self.bridge.centre(mu, last) + start, mu, last)
+            estimate = self.bridge.to_residual(output, start, mu, last)
         estimate = (mu + estimate).clamp(-1, 1) - mu
         z, n = z.clone(), n.clone()
         z[chosen] = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
@@ -191,6 +194,7 @@ class RDBMModel(SRModel):
         net.eval()
         with torch.inference_mode():
             result = self.sampler(net, 2 * self.lq - 1, self.seeds, keep_trajectory)
+        self.evaluations = result.nfe
         # Adding half the residual to the input, not mapping x0 back, keeps untouched pixels bit-identical.
         self.output = self.lq + result.residual / 2
         self.trajectory = [(point.x_t + 1) / 2 for point in result.trajectory]
@@ -266,7 +270,7 @@ class RDBMModel(SRModel):
         for metric in scores:
             rows = {dataset: (self.degraded_scores[dataset][metric], each[metric])
                     for dataset, each in finished.items()}
-            logger.info(f'Validation, {self.sampler.nfe} network evaluations an image:\n'
+            logger.info(f'Validation, {self.evaluations} network evaluations an image:\n'
                         + report.gain_table(rows, metric))
         picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]

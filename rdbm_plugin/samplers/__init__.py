@@ -6,15 +6,18 @@ from typing import Any
 
 from rdbm_plugin.bridge import ResidualBridge
 from rdbm_plugin.options import build
-from rdbm_plugin.samplers.bridge_sampler import BridgeSampler, SampleResult, TrajectoryPoint
+from rdbm_plugin.samplers.bridge_sampler import BridgeSampler
+from rdbm_plugin.samplers.parallel_sampler import ParallelSampler
+from rdbm_plugin.samplers.sampler import Sampler, SampleResult, TrajectoryPoint
 
-__all__ = ['SAMPLERS', 'BridgeSampler', 'SampleResult', 'TrajectoryPoint', 'build_sampler']
+__all__ = ['SAMPLERS', 'BridgeSampler', 'ParallelSampler', 'SampleResult', 'Sampler', 'TrajectoryPoint',
+           'build_sampler']
 
-SAMPLERS: dict[str, type] = {'BridgeSampler': BridgeSampler}
+SAMPLERS: dict[str, type] = {cls.__name__: cls for cls in (BridgeSampler, ParallelSampler)}
 
 
 def build_sampler(opt: Mapping[str, Any] | None, bridge: ResidualBridge,
-                  types: Mapping[str, Any] = SAMPLERS) -> BridgeSampler:
+                  types: Mapping[str, Any] = SAMPLERS) -> Sampler:
     """Build the ``val: sampler:`` block of an option file; without it, 10 deterministic steps.
 
     Raises:

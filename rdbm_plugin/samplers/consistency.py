@@ -1,0 +1,74 @@
+"""Making estimates of x0 agree with what is known of it. Needs torch only.
+
+Each function returns a callable for the ``consistency`` argument of a sampler. Images are in [-1, 1].
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdbm_plugin.options import OptionError, check_int, check_number
+from rdbm_plugin.samplers.sampler import Consistency
+
+
+def known_pixels(mask: Tensor, image: Tensor) -> Consistency:
+    """Where ``mask`` is true, x0 is ``image``: inpainting.
+
+    Args:
+        mask: (N or 1, 1 or C, H, W), bool.
+        image: (N, C, H, W).
+    """
+    return lambda x0: torch.where(mask, image, x0)
+
+
+def known_downsampling(image: Tensor, factor: int) -> Consistency:
+    """The means of x0 over blocks of ``factor`` x ``factor`` pixels are ``image``: super-resolution.
+
+    The nearest such x0 in least squares: the error of the means is added to all pixels of a block.
+
+    Args:
+        image: (N, C, H / factor, W / factor).
+        factor: Of both directions, at least 2.
+
+    Raises:
+        OptionError: The sizes do not fit, or ``factor`` is below 2.
+    """
+    check_int('factor', factor, 2)
+
+    def consistent(x0: Tensor) -> Tensor:
+        if x0.shape[-2:] != (image.shape[-2] * factor, image.shape[-1] * factor):
+            raise OptionError(f'known_downsampling: found an estimate of {tuple(x0.shape[-2:])} for an image of '
+                              f'{tuple(image.shape[-2:])}; expected {factor} times its size.')
+        error = image - F.avg_pool2d(x0, factor)
+        return x0 + error.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return consistent
+
+
+def known_blur(image: Tensor, kernel: Tensor, noise_ratio: float = 1e-2) -> Consistency:
+    """x0 blurred by ``kernel`` is ``image``: non-blind deblurring.
+
+    The least-squares correction x0 + K* (image - K x0) / (|K|^2 + noise_ratio) in the Fourier domain, with the edges
+    continued periodically; frequencies that the kernel removes are left to the network.
+
+    Args:
+        image: The blurred image, (N, C, H, W).
+        kernel: (h, w) of odd h and w, sum 1, centred; not larger than the image.
+        noise_ratio: > 0; the larger, the less noise of ``image`` comes through and the less is corrected.
+
+    Raises:
+        OptionError: The kernel has an even side, or ``noise_ratio`` is not positive.
+    """
+    height, width = kernel.shape
+    if not (height % 2 and width % 2):
+        raise OptionError(f'kernel: found {height}x{width}; expected odd height and width.')
+    ratio = check_number('noise_ratio', noise_ratio, above=0)
+    padded = image.new_zeros(image.shape[-2:])
+    padded[:height, :width] = kernel
+    transfer = torch.fft.rfft2(padded.roll((-(height // 2), -(width // 2)), (0, 1)))
+    inverse = transfer.conj() / (transfer.abs().square() + ratio)
+
+    def consistent(x0: Tensor) -> Tensor:
+        error = torch.fft.rfft2(image - torch.fft.irfft2(torch.fft.rfft2(x0) * transfer, s=x0.shape[-2:]))
+        return x0 + torch.fft.irfft2(error * inverse, s=x0.shape[-2:])
+    return consistent
