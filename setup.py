@@ -8,7 +8,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').read_text(encoding='utf-8')).group(1)
 BASICSR = ['basicsr>=1.4.2', 'lmdb>=1.4']
 BOARD = ['tensorboard>=2.12']
-TEST = ['pytest>=7', 'ruff>=0.6']
+PLOT = ['matplotlib>=3.6']
+TEST = ['pytest>=7', 'ruff>=0.6', *PLOT]
 
 setup(
     name='rdbm_plugin',
@@ -21,7 +22,7 @@ setup(
     package_data={'rdbm_plugin': ['py.typed']},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pyyaml>=5.1', 'tqdm>=4'],
-    extras_require={'basicsr': BASICSR, 'board': BOARD, 'test': BASICSR + TEST, 'all': BASICSR + TEST},
+    extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],
 )

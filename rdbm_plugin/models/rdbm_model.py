@@ -247,8 +247,9 @@ class RDBMModel(SRModel):
             columns = ('degraded', 'restored', 'clean')[:len(self.examples[name])]
             grid = report.picture_grid({name: self.examples[name]}, columns)
             tb_logger.add_image(f'validation/{name}', grid, current_iter, dataformats='HWC')
-            states = [report.to_picture(state[0]) for state in self.trajectory]
-            tb_logger.add_image(f'trajectory/{name}', report.strip(states), current_iter, dataformats='HWC')
+            if self.trajectory:
+                states = [report.to_picture(state[0]) for state in self.trajectory]
+                tb_logger.add_image(f'trajectory/{name}', report.strip(states), current_iter, dataformats='HWC')
 
     def _log_scores(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
         self._initialize_best_metric_results(name)
