@@ -208,3 +208,8 @@ def test_bad_options_are_named(block, words):
     with pytest.raises(OptionError) as error:
         build_bridge(block)
     assert all(word in str(error.value) for word in words), error.value
+
+
+if __name__ == '__main__':  # the table of the README
+    for each in PUBLISHED:
+        print(each, *(f'{gap:.0e}' for gap in gaps(each, 1000)))
