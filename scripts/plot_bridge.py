@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,14 @@ from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import degrade, draw
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.options import OptionError
+from rdbm_plugin.report import picture_grid
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+
+compat.provide_functional_tensor()
+import_module('rdbm_plugin.registration')
+preflight = import_module('rdbm_plugin.preflight')
 
 RESIDUALS = (0.01, 0.05, 0.2, 1.0)
 
@@ -45,8 +51,7 @@ def arguments() -> Namespace:
 
 def read(file: str) -> dict[str, Any]:
     """The bridge block of an option file, and its name."""
-    from rdbm_plugin.preflight import check_file
-    content = check_file(['-opt', file])
+    content = preflight.check_file(['-opt', file])
     return {'name': str(content['name']), 'bridge': dict(content.get('bridge') or {})}
 
 
@@ -133,12 +138,9 @@ def noise_map(block: dict[str, Any], photos: str, task: str) -> list[np.ndarray]
 def main() -> int:
     """Draw all pictures and return the exit status."""
     args = arguments()
-    compat.provide_functional_tensor()
-    from rdbm_plugin.preflight import registered
-    from rdbm_plugin.report import picture_grid
     try:
         blocks = [read(file) for file in args.files]
-        bridges = {each['name']: build_bridge(each['bridge'], registered('BRIDGE')) for each in blocks}
+        bridges = {each['name']: build_bridge(each['bridge'], preflight.registered('BRIDGE')) for each in blocks}
         first = next(iter(bridges.values()))
         general = {'schedule': first.theta.tolist(), 'timesteps': first.timesteps,
                    'stationary_variance': first.stationary_variance, 'brownian': first.brownian}

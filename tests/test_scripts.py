@@ -1,0 +1,72 @@
+"""The measuring and drawing scripts run as the README says and write what they promise."""
+import json
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT, command
+
+from rdbm_plugin import RDBMUNet
+
+FAMILY = sorted((ROOT / 'options/family').glob('*.yml'))
+QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'net.pth'
+    torch.manual_seed(0)
+    network = RDBMUNet('T')
+    torch.nn.init.normal_(network.tail.weight, std=0.01)
+    torch.save({'params_ema': network.state_dict()}, path)
+    return path
+
+
+def test_bridges_are_drawn(tmp_path):
+    command(ROOT / 'scripts/plot_bridge.py', ROOT / 'options/train_rdbm_universal.yml', *FAMILY, '--out', 'plots',
+            cwd=tmp_path)
+    for name in ('coefficients', 'rnr', 'paths', 'noise_map'):
+        picture = cv2.imread(str(tmp_path / f'plots/{name}.png'))
+        assert min(picture.shape[:2]) > 200 and picture.std() > 10
+
+
+def test_drawing_names_a_bad_file(tmp_path):
+    (tmp_path / 'bad.yml').write_text('name: bad\nnum_gpu: 0\ndatasets: {}\npath: {}\nbridge: {type: Brige}\n')
+    process = command(ROOT / 'scripts/plot_bridge.py', 'bad.yml', cwd=tmp_path, check=False)
+    assert process.returncode == 1 and "bridge: type: found 'Brige'" in process.stdout
+    assert 'Traceback' not in process.stdout
+
+
+def test_samplers_are_measured(tmp_path, checkpoint):
+    process = command(ROOT / 'scripts/benchmark_samplers.py', '-opt', QUICK, '--checkpoint', checkpoint,
+                      '--steps', 1, 5, '--tolerances', '1e-3', '--size', 24, '--device', 'cpu', cwd=tmp_path)
+    found = json.loads((tmp_path / 'samplers.json').read_text())['samplers']
+    assert len(found) == 5 * 2 + 2 + 2
+    parallel = [each for each in found if each.get('type') == 'ParallelSampler']
+    assert all(each['largest difference to euler'] < 5e-3 and each['rounds'] <= 5 for each in parallel)
+    assert 'multistep_phi' in process.stdout
+
+
+def test_samplers_need_a_checkpoint_that_fits(tmp_path):
+    process = command(ROOT / 'scripts/benchmark_samplers.py', '-opt', QUICK, '--checkpoint', 'none.pth', cwd=tmp_path,
+                      check=False)
+    assert process.returncode == 1 and 'none.pth' in process.stdout and 'Traceback' not in process.stdout
+
+
+def test_inpainting_example_keeps_what_is_known(tmp_path, checkpoint):
+    process = command(ROOT / 'scripts/example_inpainting.py', '-opt', QUICK, '--checkpoint', checkpoint, '--steps', 2,
+                      cwd=tmp_path)
+    lines = [line for line in process.stdout.splitlines() if 'pixels known' in line]
+    assert len(lines) == 2
+    for line in lines:
+        degraded, restored, guided = (float(part.split()[-1]) for part in line.split('PSNR')[1].split(','))
+        assert guided > restored and guided > degraded - 3
+    assert cv2.imread(str(tmp_path / 'inpainting.png')) is not None
+
+
+def test_loading_is_measured(tmp_path):
+    command(ROOT / 'scripts/benchmark_loading.py', '--photos', 2, '--batches', 1, '--repeats', 1, '--memory-batches',
+            10, '--crop', 64, '--batch', 2, cwd=tmp_path)
+    found = json.loads((tmp_path / 'loading.json').read_text())
+    assert len(found['images_per_second']) == 10 and all(rate[0] > 0 for rate in found['images_per_second'].values())
+    assert len(found['worker_mebibytes']) == 3
