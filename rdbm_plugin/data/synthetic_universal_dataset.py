@@ -1,7 +1,7 @@
 """Clean photos in, pairs of five restoration tasks out, degraded on the fly."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import MARGIN, TASKS, degrade, draw
 from rdbm_plugin.data.image_source import to_float
-from rdbm_plugin.data.packing import BASICSR_KEYS, pack, turn
+from rdbm_plugin.data.packing import pack, turn
 from rdbm_plugin.data.task_mixture import MixedDataset
-from rdbm_plugin.options import OptionError, check_int, check_keys, check_number
+from rdbm_plugin.options import OptionError, check_int, check_number
 
 KEPT_IN_MEMORY = 16
 """Sources of at most so many images are decoded once; the photos of larger ones would fill the memory of workers."""
@@ -43,38 +43,22 @@ class SyntheticUniversalDataset(MixedDataset):
         OptionError: A key is unknown or its value out of range, or there is no image.
     """
 
-    def __init__(self, opt: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.opt = dict(opt)
-        where = f'datasets: {opt.get("name", "?")}'
-        ours = {key: value for key, value in opt.items() if key not in BASICSR_KEYS}
-        check_keys(where, ours, self._read_options)
-        try:
-            self._read_options(**ours)
-        except OptionError as error:
-            raise OptionError(f'{where}: {error}') from None
-        self._decoded: dict[int, NDArray[Any]] = {}
-        if self.train:
-            self.start_order([len(self.clean)] * len(self.task_names),
-                             [self.tasks.count(name) for name in self.task_names], len(self.clean), self.max_bad_share)
-
-    def _read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS),
-                      gt_size: int | None = None, use_hflip: bool = True, use_rot: bool = True,
-                      min_scale: float = 1.0, seed: int = 0, max_bad_share: float = 0.01) -> None:
-        self.train = self.opt['phase'] == 'train'
+    def read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS), gt_size: int | None = None,
+                     use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, seed: int = 0,
+                     max_bad_share: float = 0.01) -> None:
         if isinstance(tasks, str) or not tasks:
             raise OptionError(f'tasks: found {tasks!r}; expected a list of some of {", ".join(TASKS)}.')
         self.tasks = [str(task) for task in tasks]
         for task in self.tasks:
             draw(task, np.random.default_rng(0))
-        if gt_size is None and self.train:
-            raise OptionError('gt_size: missing; expected the crop size in pixels.')
-        self.gt_size = None if gt_size is None else check_int('gt_size', gt_size, 8)
-        self.use_hflip, self.use_rot = use_hflip, use_rot
+        self.read_crop(gt_size, use_hflip, use_rot, max_bad_share)
         self.min_scale = check_number('min_scale', min_scale, 0.1, 1)
         self.seed = check_int('seed', seed, 0)
-        self.max_bad_share = check_number('max_bad_share', max_bad_share, 0, 1)
         self.clean: CleanSource = open_clean(dataroot_gt, self.opt['phase'])
+        self._decoded: dict[int, NDArray[Any]] = {}
+        if self.train:
+            self.start_order([len(self.clean)] * len(self.task_names),
+                             [self.tasks.count(name) for name in self.task_names], len(self.clean))
 
     @property
     def task_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from logging import getLogger
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from torch import distributed
 from torch.utils.data import Dataset, get_worker_info
 
 from rdbm_plugin.data.image_source import ImageError
+from rdbm_plugin.data.packing import BASICSR_KEYS
+from rdbm_plugin.options import OptionError, check_int, check_keys, check_number
 
 WEIGHT_PERIOD = 1000
 """Samples in which weights are met exactly."""
@@ -98,18 +100,39 @@ class MixedDataset(Dataset):
     repeats exactly; validation and test end with an error instead, as their scores would be of another set.
     """
 
-    opt: dict[str, Any]
-    train: bool
     task_names: Sequence[str]
 
-    def start_order(self, sizes: Sequence[int], counts: Sequence[int], images: int, max_bad_share: float) -> None:
-        """Fix the order; to be called by the constructor in training.
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.opt = dict(opt)
+        self.train = opt['phase'] == 'train'
+        where = f'datasets: {opt.get("name", "?")}'
+        ours = {key: value for key, value in opt.items() if key not in BASICSR_KEYS}
+        check_keys(where, ours, self.read_options)
+        try:
+            self.read_options(**ours)
+        except OptionError as error:
+            raise OptionError(f'{where}: {error}') from None
+
+    def read_options(self, **ours: Any) -> None:
+        """Take the keys of the dataset block that BasicSR does not read; what is no parameter is refused."""
+        raise NotImplementedError
+
+    def read_crop(self, gt_size: int | None, use_hflip: bool, use_rot: bool, max_bad_share: float) -> None:
+        """Take the keys that all data sets have: crop size, flips, quarter turns, share of unusable images."""
+        if gt_size is None and self.train:
+            raise OptionError('gt_size: missing; expected the crop size in pixels.')
+        self.gt_size = None if gt_size is None else check_int('gt_size', gt_size, 8)
+        self.use_hflip, self.use_rot = use_hflip, use_rot
+        self.max_bad_share = check_number('max_bad_share', max_bad_share, 0, 1)
+
+    def start_order(self, sizes: Sequence[int], counts: Sequence[int], images: int) -> None:
+        """Fix the order; to be called in training.
 
         Args:
             sizes: Images of each task.
             counts: Samples of each task in one period.
             images: How many images there are in all.
-            max_bad_share: Share of them that may turn out to be unusable before training ends with an error.
         """
         grouped = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
@@ -118,7 +141,6 @@ class MixedDataset(Dataset):
         self.consumed: int | None = None
         self._next: int | None = None
         self._mixture_of_epoch = self.mixture
-        self.max_bad_share = max_bad_share
         self._bad = torch.zeros(images, dtype=torch.uint8).share_memory_()
         training_sets.add(self)
 

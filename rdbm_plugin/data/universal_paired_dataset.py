@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rdbm_plugin.data.image_source import ImageError, ImageSource, to_float
-from rdbm_plugin.data.packing import BASICSR_KEYS, pack, turn
+from rdbm_plugin.data.packing import pack, turn
 from rdbm_plugin.data.pairing import Pairs, find_pairs
 from rdbm_plugin.data.task_mixture import MixedDataset, counts_of_weights
 from rdbm_plugin.options import OptionError, check_choice, check_int, check_keys, check_number
@@ -59,47 +59,29 @@ class UniversalPairedDataset(MixedDataset):
         OptionError: A key is unknown or its value out of range, a root is missing or holds no pairs.
     """
 
-    def __init__(self, opt: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.opt = dict(opt)
-        where = f'datasets: {opt.get("name", "?")}'
-        ours = {key: value for key, value in opt.items() if key not in BASICSR_KEYS}
-        check_keys(where, ours, self._read_options)
-        try:
-            self._read_options(**ours)
-        except OptionError as error:
-            raise OptionError(f'{where}: {error}') from None
-        sizes = [len(task.pairs.lq) for task in self.tasks]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        if self.train:
-            self.start_order(sizes, self._counts(sizes), sum(sizes), self.max_bad_share)
-
-    def _read_options(self, tasks: Mapping[str, Mapping[str, Any]], gt_size: int | None = None,
-                      use_hflip: bool = True, use_rot: bool = True, temperature: float | None = None,
-                      skip_unpaired: bool = False, max_bad_share: float = 0.01) -> None:
-        self.train = self.opt['phase'] == 'train'
-        if gt_size is None and self.train:
-            raise OptionError('gt_size: missing; expected the crop size in pixels.')
-        self.gt_size = None if gt_size is None else check_int('gt_size', gt_size, 8)
-        self.use_hflip, self.use_rot = use_hflip, use_rot
+    def read_options(self, tasks: Mapping[str, Mapping[str, Any]], gt_size: int | None = None,
+                     use_hflip: bool = True, use_rot: bool = True, temperature: float | None = None,
+                     skip_unpaired: bool = False, max_bad_share: float = 0.01) -> None:
+        self.read_crop(gt_size, use_hflip, use_rot, max_bad_share)
         self.temperature = None if temperature is None else check_number('temperature', temperature, above=0)
-        self.max_bad_share = check_number('max_bad_share', max_bad_share, 0, 1)
         if not isinstance(tasks, Mapping) or not tasks:
             raise OptionError(f'tasks: found {tasks!r}; expected "name: {{dataroot_gt: ..., dataroot_lq: ...}}" lines.')
         self.tasks = [read_task(name, block, skip_unpaired) for name, block in tasks.items()]
+        sizes = [len(task.pairs.lq) for task in self.tasks]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        if self.train:
+            self.start_order(sizes, self._counts(sizes), sum(sizes))
 
     def _counts(self, sizes: list[int]) -> list[int]:
         quotas = [task.quota for task in self.tasks]
         weights = [task.weight for task in self.tasks]
         ways = [any(q is not None for q in quotas), any(w is not None for w in weights), self.temperature is not None]
         if sum(ways) > 1:
-            raise OptionError(f'datasets: {self.opt["name"]}: quota, weight and temperature exclude one another; '
-                              'keep one of them.')
+            raise OptionError('quota, weight and temperature exclude one another; keep one of them.')
         for way, values, found in (('quota', quotas, ways[0]), ('weight', weights, ways[1])):
             if found and None in values:
                 missing = self.tasks[values.index(None)].name
-                raise OptionError(f'datasets: {self.opt["name"]}: tasks: {missing}: {way} is missing; '
-                                  'other tasks have it, so all need it.')
+                raise OptionError(f'tasks: {missing}: {way} is missing; other tasks have it, so all need it.')
         if ways[2]:
             return counts_of_weights(np.asarray(sizes, np.float64) ** (1 / self.temperature))
         if ways[1]:
@@ -107,9 +89,8 @@ class UniversalPairedDataset(MixedDataset):
         counts = quotas if ways[0] else [1] * len(sizes)
         batch = self.opt.get('batch_size_per_gpu')
         if ways[0] and batch is not None and batch % sum(counts):
-            raise OptionError(
-                f'datasets: {self.opt["name"]}: batch_size_per_gpu: found {batch}, but the quotas '
-                f'{" + ".join(map(str, counts))} sum to {sum(counts)}; make it that or a multiple.')
+            raise OptionError(f'batch_size_per_gpu: found {batch}, but the quotas {" + ".join(map(str, counts))} sum '
+                              f'to {sum(counts)}; make it that or a multiple.')
         return counts
 
     @property
