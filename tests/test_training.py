@@ -219,3 +219,30 @@ def test_other_basicsr_models_train_by_the_same_command(tmp_path):
     changes = {key: value for key, value in TINY.items() if 'sampler' not in key and 'variant' not in key}
     process = command('-m', 'rdbm_plugin', 'train', '-opt', file, *forced({**changes, **short(2)}), cwd=tmp_path)
     assert 'Model [SRModel] is created.' in process.stdout and 'Validation derain' in process.stdout
+
+
+RANKS = '''
+import os
+from types import SimpleNamespace
+import torch
+from torch import distributed
+import rdbm_plugin.registration
+from rdbm_plugin.models.rdbm_model import RDBMModel
+
+distributed.init_process_group('gloo')
+rank = distributed.get_rank()
+sums = torch.tensor([[1.0, 0, 0], [2, 0, 0]]) if rank == 0 else torch.tensor([[3.0, 5, 0], [2, 1, 0]])
+model = SimpleNamespace(opt={'dist': True}, log_dict={'l_pix': 1.0}, tasks=['a', 'b', 'c'], task_losses=sums)
+first, second = RDBMModel.get_current_log(model), RDBMModel.get_current_log(model)
+open(f'rank{rank}.txt', 'w').write(f'{dict(first)} {dict(second)}')
+distributed.barrier()
+distributed.destroy_process_group()
+'''
+
+
+def test_losses_of_tasks_are_the_same_on_every_rank(tmp_path):
+    """Two real processes; one saw task b, the other did not, and neither c."""
+    (tmp_path / 'ranks.py').write_text(RANKS)
+    command('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'ranks.py', cwd=tmp_path)
+    logs = [(tmp_path / f'rank{rank}.txt').read_text() for rank in (0, 1)]
+    assert logs[0] == logs[1] == "{'l_pix': 1.0, 'l_a': 1.0, 'l_b': 5.0} {'l_pix': 1.0}"

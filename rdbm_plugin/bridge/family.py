@@ -138,12 +138,8 @@ class UniDB(ResidualBridge):
     sinh(delta) / sinh(L + delta)) at node T, where their code keeps GOUB's, 0.
 
     Args:
-        timesteps: T.
-        max_sigma: In 1/255 of the range [0, 1], > 0.
         gamma: Penalty > 0; large is GOUB.
-        eps: exp(-theta_bar_{0:T}), between 0 and 1.
-        schedule: As for ResidualBridge.
-        prediction: As for ResidualBridge; theirs is noise.
+        timesteps, max_sigma, eps, schedule, prediction: As for OUBridge.
     """
 
     def __init__(self, timesteps: int = 100, max_sigma: float | str = 30, gamma: float | str = 1e7,
@@ -160,11 +156,7 @@ class IRSDE(ResidualBridge):
     inf. Exact, posterior included. Node T is mu plus noise of variance lambda: sample with ``start: stochastic``.
 
     Args:
-        timesteps: T.
-        max_sigma: In 1/255 of the range [0, 1], > 0.
-        eps: exp(-theta_bar_{0:T}), between 0 and 1.
-        schedule: As for ResidualBridge.
-        prediction: As for ResidualBridge; theirs is noise.
+        timesteps, max_sigma, eps, schedule, prediction: As for OUBridge.
     """
 
     def __init__(self, timesteps: int = 100, max_sigma: float | str = 10, eps: float | str = 0.005,
