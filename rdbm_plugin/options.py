@@ -53,15 +53,18 @@ def check_number(key: str, value: Any, low: float = -math.inf, high: float = mat
     return number
 
 
-def check_keys(where: str, options: Mapping[str, Any], target: Any) -> None:
-    """Raise OptionError if ``options`` holds a key that ``target`` does not take, or lacks one that it needs."""
+def check_keys(where: str, options: Mapping[str, Any], target: Any, kind: str = '') -> None:
+    """Raise OptionError if ``options`` holds a key that ``target`` does not take, or lacks one that it needs.
+
+    ``kind`` is the type that was asked for, as a key may be left over from another one.
+    """
     parameters = dict(inspect.signature(target).parameters)
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in options:
         if key not in names and not takes_any:
-            raise OptionError(f'{where}: unknown key {key!r}; allowed are type, {", ".join(names)}.'
-                              f'{_suggest(str(key), names)}')
+            raise OptionError(f'{where}: unknown key {key!r}{kind and f" of {kind}"}; allowed are type, '
+                              f'{", ".join(names)}.{_suggest(str(key), names)}')
     missing = [n for n in names if parameters[n].default is inspect.Parameter.empty and n not in options]
     if missing:
         raise OptionError(f'{where}: key {missing[0]!r} is missing.')
@@ -84,11 +87,12 @@ def build(where: str, options: Mapping[str, Any] | None, types: Mapping[str, Any
     if options is not None and not isinstance(options, Mapping):
         raise OptionError(f'{where}: found {options!r}; expected a block of "key: value" lines.')
     options = dict(options or {})
-    cls = types[check_choice(f'{where}: type', options.pop('type', default), types)]
+    kind = check_choice(f'{where}: type', options.pop('type', default), types)
+    cls = types[kind]
     for key in given:
         if key in options:
             raise OptionError(f'{where}: unknown key {key!r}; it is set by the program.')
-    check_keys(where, {**given, **options}, cls)
+    check_keys(where, {**given, **options}, cls, kind)
     try:
         return cls(**given, **options)
     except OptionError as error:

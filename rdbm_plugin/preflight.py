@@ -1,6 +1,7 @@
 """Checks an option file before anything is built or written. Needs BasicSR."""
 from __future__ import annotations
 
+import difflib
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from basicsr.utils.options import ordered_yaml
 
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
-from rdbm_plugin.options import OptionError, build, check_choice, check_keys, check_number
+from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_keys, check_number
 from rdbm_plugin.samplers import build_sampler
 
 
@@ -59,7 +60,8 @@ def check_file(arguments: Sequence[str]) -> Mapping[str, Any]:
         raise OptionError(f'-opt: {path}: found {str(content)[:40]!r}; expected lines of "key: value".')
     for key in ('name', 'num_gpu', 'datasets', 'path'):
         if key not in content:
-            raise OptionError(f'-opt: {path}: key {key!r} is missing.')
+            near = difflib.get_close_matches(key, content, n=1)
+            raise OptionError(f'-opt: {path}: key {key!r} is missing.' + (f' Found {near[0]!r}.' if near else ''))
     return content
 
 
@@ -86,6 +88,35 @@ def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSett
     own = check_number('train: own_start_share', train_opt.get('own_start_share') or 0, 0, 1)
     amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16'))
     return TrainingSettings(share, own, amp == 'bf16')
+
+
+SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
+"""What BasicSR's models know."""
+
+
+def check_intervals(opt: Mapping[str, Any]) -> None:
+    """Check what BasicSR's training loop would stumble over only after it has made a folder."""
+    if not opt.get('is_train'):
+        return
+    train = _block(opt, 'train')
+    for key, value in _block(train, 'optim_g').items():
+        if isinstance(value, str) and key != 'type':
+            raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
+                              '!!float 1e-4.')
+    check_choice('train: scheduler: type', _block(train, 'scheduler').get('type'), SCHEDULERS)
+    check_int('train: total_iter', train.get('total_iter'), 1)
+    for block, key in (('val', 'val_freq'), ('logger', 'print_freq'), ('logger', 'save_checkpoint_freq')):
+        value = (opt.get(block) or {}).get(key)
+        if value is not None:
+            check_number(f'{block}: {key}', value, 1)
+            if isinstance(value, str):
+                raise OptionError(f'{block}: {key}: found the text {value!r}; expected a number.')
+    mode = opt['datasets'].get('train', {}).get('prefetch_mode')
+    if mode is not None:
+        check_choice('datasets: train: prefetch_mode', mode, ('cpu', 'cuda'))
+    state = (opt.get('path') or {}).get('resume_state')
+    if state is not None and not Path(state).is_file():
+        raise OptionError(f'path: resume_state: no file {state!r} (looked in {Path(state).absolute()}).')
 
 
 def check_metrics(opt: Mapping[str, Any]) -> None:
@@ -148,7 +179,8 @@ def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
-    for check in (check_bridge, check_network, check_metrics) if ours else (check_foreign_model, check_metrics):
+    own = (check_bridge, check_network) if ours else (check_foreign_model,)
+    for check in (*own, check_intervals, check_metrics):
         yield partial(check, opt)
     for phase, dataset in _block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset)

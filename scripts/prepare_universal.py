@@ -14,8 +14,9 @@ import sys
 import zlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -26,10 +27,11 @@ from tqdm import tqdm
 
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
-from rdbm_plugin.data.image_source import to_float
+from rdbm_plugin.data.image_source import ImageError, ImageSource, same_stems, to_float
 from rdbm_plugin.options import OptionError
 from rdbm_plugin.report import picture_grid
 
+SMALL = 256
 SNIPPET = """
 datasets:
   train:
@@ -45,8 +47,8 @@ def arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--clean', default='embedded',
                         help='folder or LMDB of clean photos, embedded, or dead_leaves:COUNT (default: embedded)')
-    parser.add_argument('--val-clean', help='the same for validation (default: the held-out embedded photos, or every '
-                                            'tenth photo of --clean)')
+    parser.add_argument('--val-clean', help='the same for validation (default: the held-out embedded photos, or about '
+                                            'every tenth photo of --clean, chosen by name)')
     parser.add_argument('--out', default='datasets/universal', type=Path)
     parser.add_argument('--tasks', nargs='+', default=list(TASKS), help='also chained, e.g. dehaze+derain')
     parser.add_argument('--copies', type=int, default=1, help='degraded versions of each training photo and task')
@@ -67,10 +69,47 @@ def split(args: Namespace) -> dict[str, tuple[CleanSource, list[int]]]:
     if args.val_clean or args.clean == 'embedded' or args.clean.startswith('dead_leaves'):
         val = open_clean(args.val_clean or 'embedded', 'val')
         return {'train': (train, list(range(len(train)))), 'val': (val, list(range(len(val))))}
-    held_out = set(range(0, len(train), 10))
     if len(train) < 2:
         raise OptionError(f'--clean: {len(train)} photo in {args.clean}; give --val-clean, or more photos.')
-    return {'train': (train, [i for i in range(len(train)) if i not in held_out]), 'val': (train, sorted(held_out))}
+    # By name, not by place, so that a photo stays on its side when others come or go.
+    marks = [zlib.crc32(train.stem(i).encode()) for i in range(len(train))]
+    held_out = [i for i, mark in enumerate(marks) if mark % 10 == 0]
+    if not 0 < len(held_out) < len(train):
+        held_out = [min(range(len(train)), key=marks.__getitem__)]
+    return {'train': (train, sorted({*range(len(train))} - {*held_out})), 'val': (train, held_out)}
+
+
+def check(parts: dict[str, tuple[CleanSource, list[int]]], workers: int) -> None:
+    """Look at all photos before anything is written.
+
+    Raises:
+        OptionError: Naming all that cannot be used.
+    """
+    bad, small = [], []
+    for source, indices in parts.values():
+        twice = same_stems(source) if isinstance(source, ImageSource) else []
+        bad += [f'{name}: occurs with several suffixes; remove one of each.' for name in twice]
+        with ThreadPoolExecutor(workers) as pool:
+            for found in tqdm(pool.map(partial(fault_or_side, source), indices), total=len(indices), desc='Checking',
+                              unit='photo', leave=False):
+                if isinstance(found, str):
+                    bad.append(found)
+                elif found < SMALL:
+                    small.append(found)
+    bad = list(dict.fromkeys(bad))
+    if bad:
+        raise OptionError(f'{len(bad)} photos cannot be used:\n  ' + '\n  '.join(bad))
+    if small:
+        print(f'{len(small)} photos have a side below {SMALL} pixels, the gt_size of the option file; '
+              'set a smaller one or leave them out.', file=sys.stderr)
+
+
+def fault_or_side(source: CleanSource, index: int) -> str | int:
+    """What is wrong with a photo, or its smaller side in pixels."""
+    try:
+        return min(source.decode(index).shape[:2])
+    except ImageError as error:
+        return str(error)
 
 
 def tiles(height: int, width: int, size: int, step: int) -> Iterator[tuple[int, int]]:
@@ -139,6 +178,7 @@ def prepare(args: Namespace) -> None:
     parts = split(args)
     for task in args.tasks:
         draw(task, np.random.default_rng(0))
+    check(parts, args.workers)
     settle(args)
     with ProcessPoolExecutor(args.workers) as pool:
         jobs = {}

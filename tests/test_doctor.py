@@ -120,6 +120,8 @@ ERRORS = {
     'overlap': (reencode('train/gt/3.png', 'val/gt/0.png'), ['1 images are in training and in validation',
                                                              'val/gt/0.png = train/gt/3.png']),
     'patch': (option('datasets:train:gt_size', 48), ['8 images are smaller than gt_size 48', '0.png 40x40']),
+    'patch as text': (option('datasets:train:gt_size', 'abc'), ["gt_size: found 'abc'"]),
+    'rate as text': (option('train:optim_g:lr', '1e-4'), ["lr: found the text '1e-4'", '!!float']),
     'quota': (option('datasets:train:tasks:derain:quota', 3), ['batch_size_per_gpu: found 2', '3 sum to 3']),
     'misspelt block key': (option('train:ema_deacy', 0.9), ["train: key 'ema_deacy'", "Did you mean 'ema_decay'?"]),
     'misspelt top key': (option('manual_sed', 0), ["key 'manual_sed'", "Did you mean 'manual_seed'?"]),

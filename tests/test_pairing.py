@@ -75,6 +75,12 @@ def test_images_without_a_partner_are_named(tmp_path):
     assert (len(pairs.gt), pairs.lonely_gt, pairs.lonely_lq) == (1, ['a.png'], ['c.jpg'])
 
 
+def test_degraded_images_below_the_clean_ones_are_not_missed(tmp_path):
+    gt = source(tmp_path / 'Rain100L', ['norain-001.png', 'rainy/rain-001.png'])
+    pairs = find_pairs(gt, ImageSource(tmp_path / 'Rain100L/rainy'), {'prefix': ['rain-', 'norain-']})
+    assert (len(pairs.gt), pairs.lonely_gt, pairs.lonely_lq) == (1, [], [])
+
+
 def test_images_that_the_rule_does_not_cover_are_named(tmp_path):
     gt, lq = source(tmp_path / 'gt', ['norain-1.png', 'x.png']), source(tmp_path / 'lq', ['rain-1.png', 'y.png'])
     pairs = find_pairs(gt, lq, {'prefix': ['rain-', 'norain-']})

@@ -39,6 +39,10 @@ def records(folder):
     return [json.loads(line) for line in (folder / 'parameters.jsonl').read_text().splitlines()]
 
 
+def sources(folder):
+    return {part: {record['source'] for record in records(folder / part)} for part in ('train', 'val')}
+
+
 def test_layout_and_pairs(prepared):
     root = prepared / 'datasets/universal'
     assert {path.name for path in root.iterdir()} == {*TASKS, 'overview.png', 'settings.json'}
@@ -76,11 +80,11 @@ def test_sub_images_tile_the_photo_and_repeat_on_any_number_of_cores(photos, tmp
         run(tmp_path, '--out', name, '--workers', workers)
     one, two = content(tmp_path / 'one'), content(tmp_path / 'two')
     assert {k: v for k, v in one.items() if k.endswith('.png')} == {k: v for k, v in two.items() if k.endswith('.png')}
-    assert len([name for name in one if name.startswith('derain/val/gt')]) == 2
+    assert len([name for name in one if name.startswith('derain/val/gt')]) == 3
     train = [name for name in one if name.startswith('derain/train/gt')]
-    assert len(train) == 9 * 4, 'two by two tiles of each photo'
-    photo = cv2.imread(str(photos / '1/01.png'))
-    tiles = [cv2.imread(str(tmp_path / f'one/derain/train/gt/1/01_s{i:03d}.png')) for i in range(4)]
+    assert len(train) == 8 * 4, 'two by two tiles of each photo'
+    photo = cv2.imread(str(photos / '1/03.png'))
+    tiles = [cv2.imread(str(tmp_path / f'one/derain/train/gt/1/03_s{i:03d}.png')) for i in range(4)]
     height = len(photo)
     for tile, (top, left) in zip(tiles, ((0, 0), (0, 30), (height - 40, 0), (height - 40, 30))):
         assert np.array_equal(tile, photo[top:top + 40, left:left + 40])
@@ -108,8 +112,8 @@ def test_restarted_it_finishes_what_is_missing_and_touches_nothing_else(photos, 
 def test_copies_differ(photos, tmp_path):
     run(tmp_path, '--out', 'out', '--copies', 2)
     folder = tmp_path / 'out/derain/train'
-    assert len(records(folder)) == 18
-    first, second = (cv2.imread(str(folder / 'lq/1' / name)) for name in ('01_s000.png', '01_c1_s000.png'))
+    assert len(records(folder)) == 16
+    first, second = (cv2.imread(str(folder / 'lq/1' / name)) for name in ('03_s000.png', '03_c1_s000.png'))
     assert not np.array_equal(first, second)
 
 
@@ -130,11 +134,27 @@ def test_bad_arguments_are_named_and_nothing_is_written(tmp_path, arguments, wor
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bad_photo_is_named(photos, tmp_path):
+def test_all_bad_photos_are_named_before_anything_is_written(photos, tmp_path):
     (photos / '1/05.png').write_bytes(b'torn')
+    (photos / '0/02.jpg').write_bytes((photos / '0/02.png').read_bytes())
+    (photos / '0/08.png').write_bytes((photos / '0/08.png').read_bytes()[:500])
     process = run(tmp_path, '--out', 'out', check=False)
-    assert process.returncode == 1 and '05.png: not a readable image' in process.stdout
-    assert 'Traceback' not in process.stdout
+    assert process.returncode == 1 and 'Traceback' not in process.stdout
+    for words in ('3 photos cannot be used', '05.png: not a readable image', '08.png: not a readable image',
+                  '0/02: occurs with several suffixes'):
+        assert words in process.stdout
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_photo_stays_on_its_side_when_others_go(photos, tmp_path):
+    process = run(tmp_path, '--out', 'out')
+    assert '11 photos have a side below 256 pixels' in process.stdout
+    sides = sources(tmp_path / 'out/derain')
+    removed = sorted(sides['train'])[:3]
+    for name in removed:
+        Path(name).unlink()
+    run(tmp_path, '--out', 'out')
+    assert sources(tmp_path / 'out/derain') == sides and not sides['train'] & sides['val']
 
 
 def test_snippet_it_prints_is_a_data_set(photos, tmp_path, monkeypatch):
@@ -146,5 +166,5 @@ def test_snippet_it_prints_is_a_data_set(photos, tmp_path, monkeypatch):
     options = yaml.safe_load(text)['datasets']['train']
     monkeypatch.chdir(tmp_path)
     data = UniversalPairedDataset({**options, 'phase': 'train', 'gt_size': 32})
-    assert data.task_names == ['derain', 'dehaze+lowlight'] and len(data) == 72
+    assert data.task_names == ['derain', 'dehaze+lowlight'] and len(data) == 64
     assert data[0]['gt'].shape == (3, 32, 32)

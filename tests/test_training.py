@@ -155,6 +155,12 @@ BAD = {
     'share': ({'train:node_t_share': 2}, ['node_t_share', 'found 2', '<= 1']),
     'own share': ({'train:own_start_share': -1}, ['own_start_share', 'found', '-1', '>= 0']),
     'amp': ({'train:amp': 'fp8'}, ['train: amp', "'fp8'", 'bf16, none']),
+    'rate as text': ({'train:optim_g:lr': '1e-4x'}, ['optim_g: lr', "'1e-4x'", '!!float']),
+    'scheduler': ({'train:scheduler:type': 'CosineLR'}, ['scheduler: type', "'CosineLR'", 'MultiStepLR']),
+    'prefetch': ({'datasets:train:prefetch_mode': 'gpu'}, ['prefetch_mode', "'gpu'", 'cpu, cuda']),
+    'interval': ({'val:val_freq': 'ten'}, ['val: val_freq', "'ten'"]),
+    'state': ({'path:resume_state': 'foo.state'}, ['resume_state', 'foo.state']),
+    'key of another type': ({'bridge:type': 'OUBridge'}, ["unknown key 'modulation' of OUBridge"]),
     'metric': ({'val:metrics:psnr:type': 'psnr'}, ['val: metrics: psnr: type', "'psnr'", 'calculate_psnr']),
 }
 

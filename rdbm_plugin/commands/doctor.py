@@ -74,22 +74,21 @@ def examine(arguments: list[str], images: bool = True) -> Iterator[Finding]:
     finally:
         sys.argv = saved
     yield from check_keys_of(opt)
-    failed = False
+    told = []
     try:
         for check in checks(opt):
             try:
                 check()
             except OptionError as error:
-                failed = True
-                yield Finding('error', 'options', str(error))
+                told.append(str(error))
     except OptionError as error:
-        failed = True
-        yield Finding('error', 'options', str(error))
-    if not failed:
+        told.append(str(error))
+    yield from (Finding('error', 'options', message) for message in told)
+    if not told:
         yield Finding('ok', 'options', 'every block can be built')
     yield from check_loading(opt)
     if images:
-        yield from inspect_data(opt['datasets'])
+        yield from inspect_data(opt['datasets'], told)
 
 
 def check_installation() -> Iterator[Finding]:

@@ -84,6 +84,10 @@ class ImageSource:
         """Where an image lies, for messages and for names of results."""
         return str(self.root / self.name(index))
 
+    def holds(self, index: int, folder: Path) -> bool:
+        """Whether an image lies below ``folder``."""
+        return folder in (self.root / self.name(index)).parents
+
     def read(self, index: int) -> bytes:
         """The encoded image.
 

@@ -130,7 +130,7 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
         if some:
             yield Finding('warning', where, f'{len(some)} {kind} images ({effect}): {names(some)}')
     size = dataset.get('gt_size')
-    if dataset['phase'] == 'train' and size:
+    if dataset['phase'] == 'train' and isinstance(size, int):
         small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks
                  if not look.fault and min(look.size) < size]
         if small:
@@ -139,8 +139,13 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
                           + (' and will be enlarged' if made else '') + f': {names(small)}')
 
 
-def inspect_data(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Findings on all dataset blocks of an option file, and on images that training and validation share."""
+def inspect_data(datasets: Mapping[str, Mapping[str, Any]], told: Iterable[str] = ()) -> Iterator[Finding]:
+    """Findings on all dataset blocks of an option file, and on images that training and validation share.
+
+    Args:
+        datasets: The ``datasets:`` block.
+        told: Messages that have been given already.
+    """
     seen: dict[str, dict[str, str]] = {'train': {}, 'val': {}}
     for phase, dataset in datasets.items():
         side = seen['train' if dataset['phase'] == 'train' else 'val']
@@ -152,7 +157,8 @@ def inspect_data(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]
                 for task in open_tasks(dataset):
                     yield from inspect_pairs(task, f'{where}: {task.name}', dataset, side)
         except OptionError as error:
-            yield Finding('error', where, str(error))
+            if not any(str(error) in message for message in told):
+                yield Finding('error', where, str(error))
     shared = seen['train'].keys() & seen['val'].keys()
     if shared:
         pairs = sorted(f'{seen["val"][digest]} = {seen["train"][digest]}' for digest in shared)

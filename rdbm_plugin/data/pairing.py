@@ -120,7 +120,7 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
         label = label_gt(stem)
         if label is not None:
             clean[label] = index
-        if label is not None or not shared:
+        if label is not None or not (shared or gt.holds(index, lq.root)):
             lonely_gt.add(index)
     found_gt, found_lq, lonely_lq = [], [], []
     for index, stem in enumerate(lq.stems()):
@@ -166,9 +166,11 @@ def _parse(rule: Any) -> tuple[str, list[Any]]:
         values = [value]
     allowed = [*RULES, 'meta_info']
     if name not in allowed or (name == 'same') == bool(values):
-        raise OptionError(f'pairing: found {rule!r}; allowed are same, {{template: TEXT}}, {{many_to_one: SEPARATOR}}, '
-                          '{prefix: [DEGRADED, CLEAN]}, {folder: [DEGRADED, CLEAN]}, {meta_info: FILE}.'
-                          + _suggest(str(name), allowed))
+        shown = dict(rule) if isinstance(rule, Mapping) else rule
+        raise OptionError(f'pairing: found {shown!r}; allowed are '
+                          'same, {template: TEXT}, {many_to_one: SEPARATOR}, {prefix: [DEGRADED, CLEAN]}, '
+                          '{folder: [DEGRADED, CLEAN]}, {meta_info: FILE}.'
+                          + ('' if name in allowed else _suggest(str(name), allowed)))
     return name, values
 
 

@@ -161,8 +161,9 @@ def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) 
         raise OptionError(f'tasks: {name}: {error}') from None
     lonely = task.pairs.lonely_lq
     if not len(task.pairs.lq):
-        example = (f'degraded images are named like {task.lq.name(0)!r}, clean ones like {task.gt.name(0)!r}')
-        raise OptionError(f'tasks: {name}: no pairs: {example}; set "pairing" to the rule that joins them.')
+        raise OptionError(f'tasks: {name}: no pairs by {block.get("pairing", "same")!r}: there are degraded images '
+                          f'like {task.lq.name(0)!r} and clean ones like {task.gt.name(len(task.gt) - 1)!r}; set '
+                          '"pairing" to the rule that joins them.')
     if lonely and not skip_unpaired:
         raise OptionError(f'tasks: {name}: {len(lonely)} of {len(task.lq)} degraded images have no clean one: '
                           f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; set "pairing" to the rule '
