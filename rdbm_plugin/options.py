@@ -13,7 +13,8 @@ class OptionError(ValueError):
     """A value in the option file cannot be used: the message names key, value and what is allowed."""
 
 
-def _suggest(name: str, allowed: Iterable[str]) -> str:
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """A sentence that names the nearest of ``allowed``, to be appended to an error; empty if none is near."""
     near = difflib.get_close_matches(name, allowed, n=1)
     return f' Did you mean {near[0]!r}?' if near else ''
 
@@ -22,7 +23,7 @@ def check_choice(key: str, value: Any, allowed: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``allowed``, else raise OptionError naming ``key``."""
     allowed = sorted(allowed)
     if not isinstance(value, str) or value not in allowed:
-        raise OptionError(f'{key}: found {value!r}; allowed are {", ".join(allowed)}.{_suggest(str(value), allowed)}')
+        raise OptionError(f'{key}: found {value!r}; allowed are {", ".join(allowed)}.{suggest(str(value), allowed)}')
     return value
 
 
@@ -64,7 +65,7 @@ def check_keys(where: str, options: Mapping[str, Any], target: Any, kind: str = 
     for key in options:
         if key not in names and not takes_any:
             raise OptionError(f'{where}: unknown key {key!r}{kind and f" of {kind}"}; allowed are type, '
-                              f'{", ".join(names)}.{_suggest(str(key), names)}')
+                              f'{", ".join(names)}.{suggest(str(key), names)}')
     missing = [n for n in names if parameters[n].default is inspect.Parameter.empty and n not in options]
     if missing:
         raise OptionError(f'{where}: key {missing[0]!r} is missing.')

@@ -74,9 +74,16 @@ def psnr(image: Tensor, gt: Tensor) -> float:
     return float(-10 * torch.log10((image.clamp(0, 1) - gt).square().mean()))
 
 
+def mean_psnr(images: list[Tensor], items: list[dict[str, Any]]) -> float:
+    """Mean over the tasks of their mean PSNR."""
+    scores: dict[str, list[float]] = {}
+    for image, item in zip(images, items):
+        scores.setdefault(item['task'], []).append(psnr(image, item['gt']))
+    return float(np.mean([np.mean(each) for each in scores.values()]))
+
+
 def run(sampler: Sampler, network: torch.nn.Module, items: list[dict[str, Any]], device: str) -> dict[str, Any]:
     """Restore all items; mean PSNR of the tasks, evaluations, seconds an image, and the images."""
-    scores: dict[str, list[float]] = {}
     images, evaluations, rounds = [], [], []
     with torch.inference_mode():
         start = time.perf_counter()
@@ -86,9 +93,7 @@ def run(sampler: Sampler, network: torch.nn.Module, items: list[dict[str, Any]],
             evaluations.append(result.nfe)
             rounds.append(getattr(sampler, 'rounds', result.nfe))
         seconds = (time.perf_counter() - start) / len(items)
-    for item, image in zip(items, images):
-        scores.setdefault(item['task'], []).append(psnr(image, item['gt']))
-    return {'psnr': float(np.mean([np.mean(each) for each in scores.values()])), 'seconds': seconds,
+    return {'psnr': mean_psnr(images, items), 'seconds': seconds,
             'nfe': float(np.mean(evaluations)), 'rounds': float(np.mean(rounds)), 'images': images}
 
 
@@ -115,7 +120,7 @@ def main() -> int:
             result['largest difference to euler'] = max(
                 float((a - b).abs().max()) for a, b in zip(images, sequential[steps]))
         found.append({**keys, 'steps': steps, **result})
-    degraded = run_degraded(items)
+    degraded = mean_psnr([item['lq'] for item in items], items)
     print(f'\n{len(items)} images on {args.device}; degraded: {degraded:.2f} dB')
     print(f'{"sampler":<62}{"steps":>6}{"PSNR":>8}{"NFE":>7}{"rounds":>8}{"s/image":>9}')
     for each in found:
@@ -125,14 +130,6 @@ def main() -> int:
               f'{each["seconds"]:>9.3f}')
     args.out.write_text(json.dumps({'degraded': degraded, 'samplers': found}, indent=1), encoding='utf-8')
     return 0
-
-
-def run_degraded(items: list[dict[str, Any]]) -> float:
-    """Mean PSNR of the tasks before restoration."""
-    scores: dict[str, list[float]] = {}
-    for item in items:
-        scores.setdefault(item['task'], []).append(psnr(item['lq'], item['gt']))
-    return float(np.mean([np.mean(each) for each in scores.values()]))
 
 
 if __name__ == '__main__':

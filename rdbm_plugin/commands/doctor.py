@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rdbm_plugin.data.inspection import Finding, inspect_data
-from rdbm_plugin.options import OptionError, _suggest
+from rdbm_plugin.options import OptionError, suggest
 
 KNOWN = {
     '': {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'plugin', 'bridge', 'datasets', 'network_g', 'path',
@@ -123,7 +123,7 @@ def check_keys_of(opt: Mapping[str, Any]) -> Iterator[Finding]:
         content = opt.get(block) if block else opt
         for key in content if isinstance(content, Mapping) else ():
             if key not in known:
-                hint = _suggest(str(key), known)
+                hint = suggest(str(key), known)
                 inner = ' Check its indentation.' if block and key in KNOWN[''] else ''
                 yield Finding('error' if ours and (hint or inner) else 'warning', block or 'top of the file',
                               f'key {key!r} is not known to be read by anyone.{hint}{inner}')

@@ -18,6 +18,14 @@ def turn(image: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:
     return np.rot90(image[:, ::-1] if flip else image, turns)
 
 
+def centre(image: NDArray[Any], size: int | None) -> NDArray[Any]:
+    """The central square of ``size`` pixels, or what there is of it; None: the whole image; (H, W, C)."""
+    if size is None:
+        return image
+    top, left = ((length - min(size, length)) // 2 for length in image.shape[:2])
+    return image[top:top + size, left:left + size]
+
+
 def pack(gt: NDArray[np.float32], lq: NDArray[np.float32], task: str, gt_path: str, lq_path: str) -> dict[str, Any]:
     """An item as BasicSR's models take it; images (H, W, C) in [0, 1] become (C, H, W) tensors."""
     to_tensor = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in (lq, gt)]

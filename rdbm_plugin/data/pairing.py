@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdbm_plugin.data.image_source import SUFFIXES, ImageSource, same_stems
-from rdbm_plugin.options import OptionError, _suggest
+from rdbm_plugin.options import OptionError, suggest
 
 Label = Callable[[str], 'str | None']
 """Name without suffix -> what a pair has in common; None: no image of this side."""
@@ -170,7 +170,7 @@ def _parse(rule: Any) -> tuple[str, list[Any]]:
         raise OptionError(f'pairing: found {shown!r}; allowed are '
                           'same, {template: TEXT}, {many_to_one: SEPARATOR}, {prefix: [DEGRADED, CLEAN]}, '
                           '{folder: [DEGRADED, CLEAN]}, {meta_info: FILE}.'
-                          + ('' if name in allowed else _suggest(str(name), allowed)))
+                          + ('' if name in allowed else suggest(str(name), allowed)))
     return name, values
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import MARGIN, TASKS, degrade, draw
 from rdbm_plugin.data.image_source import to_float
-from rdbm_plugin.data.packing import pack, turn
+from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.task_mixture import MixedDataset
 from rdbm_plugin.options import OptionError, check_int, check_number
 
@@ -73,10 +73,7 @@ class SyntheticUniversalDataset(MixedDataset):
             return super().__getitem__(index)
         photo, task = divmod(index, len(self.tasks))
         rng = np.random.default_rng([self.seed, index])
-        clean = to_float(self._photo(photo))
-        if self.gt_size is not None:
-            top, left = ((length - min(self.gt_size, length)) // 2 for length in clean.shape[:2])
-            clean = clean[top:top + self.gt_size, left:left + self.gt_size]
+        clean = centre(to_float(self._photo(photo)), self.gt_size)
         degraded = degrade(clean, draw(self.tasks[task], rng), rng)
         return self._pack(clean, degraded, photo, self.tasks[task])
 

@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rdbm_plugin.data.image_source import ImageError, ImageSource, to_float
-from rdbm_plugin.data.packing import pack, turn
+from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.pairing import Pairs, find_pairs
 from rdbm_plugin.data.task_mixture import MixedDataset, counts_of_weights
 from rdbm_plugin.options import OptionError, check_choice, check_int, check_keys, check_number
@@ -105,11 +105,8 @@ class UniversalPairedDataset(MixedDataset):
         if self.train:
             return super().__getitem__(index)
         task = int(np.searchsorted(self._starts, index, side='right')) - 1
-        gt, lq = self._read(task, index - int(self._starts[task]))
-        if self.gt_size is not None:
-            top, left = ((length - min(self.gt_size, length)) // 2 for length in gt.shape[:2])
-            gt, lq = (image[top:top + self.gt_size, left:left + self.gt_size] for image in (gt, lq))
-        return self._pack(task, index - int(self._starts[task]), gt, lq)
+        pair = index - int(self._starts[task])
+        return self._pack(task, pair, *(centre(image, self.gt_size) for image in self._read(task, pair)))
 
     def image_id(self, task: int, image: int) -> int:
         return int(self._starts[task]) + image
