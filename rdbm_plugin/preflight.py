@@ -14,6 +14,7 @@ from basicsr.utils import registry
 from basicsr.utils.options import ordered_yaml
 
 from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.metrics.protocols import check_protocol
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_keys, check_number
 from rdbm_plugin.samplers import build_sampler
@@ -120,9 +121,19 @@ def check_intervals(opt: Mapping[str, Any]) -> None:
 
 
 def check_metrics(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError if ``val: metrics:`` names what BasicSR cannot compute: it would fail only after training."""
+    """Raise OptionError if ``val: metrics:`` names what cannot be computed: it would fail only after training."""
+    known = registered('METRIC')
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        check_choice(f'val: metrics: {name}: type', metric.get('type'), registered('METRIC'))
+        where = f'val: metrics: {name}'
+        options = _block({where: metric}, where)
+        kind = check_choice(f'{where}: type', options.pop('type', None), known)
+        check_keys(where, {'img': None, 'img2': None, **options}, known[kind], kind)
+        check_int(f'{where}: crop_border', options.get('crop_border', 0), 0)
+        check_choice(f'{where}: better', options.get('better', 'higher'), ('higher', 'lower'))
+        try:
+            check_protocol(kind, options)
+        except OptionError as error:
+            raise OptionError(f'{where}: {error}') from None
 
 
 def check_network(opt: Mapping[str, Any]) -> None:

@@ -28,6 +28,8 @@ REGISTERED = {
     'LOSS_REGISTRY': ('rdbm_plugin.losses.residual_modulated_loss:ResidualModulatedLoss',),
     'DATASET_REGISTRY': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',
                          'rdbm_plugin.data.universal_paired_dataset:UniversalPairedDataset'),
+    'METRIC_REGISTRY': tuple(f'rdbm_plugin.metrics.protocols:{name}' for name in (
+        'psnr_rgb', 'ssim_rgb', 'psnr_y', 'ssim_y', 'psnr_gt_mean', 'ssim_gt_mean', 'lpips', 'pyiqa_score')),
     'MODEL_REGISTRY': ('rdbm_plugin.models.rdbm_model:RDBMModel',),
 }
 """Registry -> what this plugin puts there, as module:name. The one list of what is registered."""
