@@ -102,7 +102,7 @@ def pyiqa_measure(metric: str) -> Any:
         # pyiqa fetches weights at this point, with whatever its many download routes raise.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OptionError(f'metric {metric!r}: pyiqa could not load it: {reason}. Without a network, fetch the '
-                          'files that it names above elsewhere and put them where it says, or remove the metric.') from None
+                          'files named above elsewhere and put them where it says, or remove the metric.') from None
 
 
 def check_protocol(name: str, options: Mapping[str, Any]) -> None:
