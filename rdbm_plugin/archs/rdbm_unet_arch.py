@@ -20,21 +20,23 @@ class Size(NamedTuple):
 
 
 VARIANTS = {
-    'T': Size((16, 40, 68, 88), (1, 1, 1, 1)),
-    'S': Size((24, 48, 96, 112), (1, 2, 2, 1)),
-    'B': Size((40, 80, 148, 180), (2, 2, 2, 2)),
-    'L': Size((40, 96, 192, 232), (1, 1, 3, 3)),
+    'T': Size((16, 40, 64, 80), (1, 1, 1, 1)),
+    'S': Size((24, 48, 88, 112), (1, 2, 2, 1)),
+    'B': Size((40, 80, 144, 176), (2, 2, 2, 2)),
+    'L': Size((40, 96, 192, 224), (1, 1, 3, 3)),
 }
 """T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
-NORM_GROUPS = 4
+DARKEST = 0.02
+"""Standard deviation that images are taken to have at least, so that noise of black ones is not blown up."""
+STRIP = 512
+"""Rows that are summed up at once for the context; a multiple of 8."""
 
 
 class ResidualBlock(nn.Module):
-    """norm, 3x3 convolution, scale and shift by the time, SiLU, 3x3 convolution (zero at first), sum."""
+    """3x3 convolution, scale and shift by time and context, SiLU, 3x3 convolution (zero at first), sum."""
 
     def __init__(self, channels: int, time_channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv_in = _conv(channels, channels, 3, padding=1)
         self.time = nn.Linear(time_channels, 2 * channels)
         self.conv_out = _zero(nn.Conv2d(channels, channels, 3, padding=1))
@@ -42,16 +44,54 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(N, C, H, W) and (N, time_channels) -> (N, C, H, W)."""
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_in(self.norm(x))
-        return x + self.conv_out(F.silu(torch.addcmul(shift, h, 1 + scale)))
+        return x + self.conv_out(F.silu(torch.addcmul(shift, self.conv_in(x), 1 + scale)))
+
+
+class Context(nn.Module):
+    """What the whole image is like: its brightness and contrast, and mean and spread of learned features at two scales.
+
+    The features are of squares that do not overlap, so that they can be summed up strip by strip.
+
+    Args:
+        num_in_ch: Channels of x_t and of mu each.
+        channels: Of the result.
+    """
+
+    width = 48
+
+    def __init__(self, num_in_ch: int, channels: int) -> None:
+        super().__init__()
+        self.near = nn.Sequential(nn.Conv2d(2 * num_in_ch, self.width, 4, stride=4), nn.SiLU(),
+                                  nn.Conv2d(self.width, self.width, 1), nn.SiLU())
+        self.far = nn.Sequential(nn.Conv2d(self.width, self.width, 2, stride=2), nn.SiLU(),
+                                 nn.Conv2d(self.width, self.width, 1), nn.SiLU())
+        self.out = nn.Linear(4 * self.width + 2, channels)
+
+    def forward(self, x_t: Tensor, mu: Tensor) -> Tensor:
+        """(N, C, H, W) both -> (N, 2 + channels): mean and standard deviation of mu, then the learned part."""
+        std, mean = torch.std_mean(mu.float(), dim=(1, 2, 3), correction=0)
+        std = std.clamp(min=DARKEST)
+        sums = 0.0
+        for strip in zip(x_t.split(STRIP, dim=2), mu.split(STRIP, dim=2)):
+            near = self.near(_pad_to_multiple(standardise(torch.cat(strip, dim=1), mean, std), 8))
+            both = [each.float() for each in (near, self.far(near))]
+            sums = sums + torch.stack([total for each in both for total in (
+                each.sum((2, 3)), each.square().sum((2, 3)), torch.full_like(each[:, :, 0, 0], each[0, 0].numel()))])
+        found = []
+        for first, second, count in sums.split(3):
+            found += [first / count, (second / count - (first / count).square()).clamp(min=1e-6).sqrt()]
+        told = torch.cat([*found, mean[:, None], std[:, None].log()], dim=1)
+        return torch.cat([mean[:, None], std[:, None], self.out(told.to(x_t.dtype)).float()], dim=1)
 
 
 class RDBMUNet(nn.Module):
     """U-Net of plain 3x3 convolutions, for a bridge or any other task of two images and a time.
 
-    Attention and depthwise layers are left out, as they are slow on CPUs. Normalisation uses the statistics of
-    each image alone: they tell the network how dark or hazy the whole image is, which a bounded window cannot. The
-    output is ``gain * mu + offset`` for each pixel, as haze and exposure are affine in the image.
+    Attention, depthwise and normalisation layers are left out: the former are slow on CPUs, the latter would need the
+    statistics of the whole image in every layer. What the whole image is like (how dark, how hazy) is found once, by
+    :meth:`context`, and told to all blocks like the time; everything else sees a bounded window. So a large image can
+    be worked on tile by tile. The output is ``gain * mu + offset`` for each pixel, as haze and exposure are affine in
+    the image.
 
     Args:
         variant: ``T``, ``S``, ``B`` or ``L``.
@@ -61,7 +101,7 @@ class RDBMUNet(nn.Module):
         OptionError: An argument is out of its range.
     """
 
-    time_channels = 32
+    time_channels = 64
 
     def __init__(self, variant: str = 'T', num_in_ch: int = 3) -> None:
         super().__init__()
@@ -69,8 +109,9 @@ class RDBMUNet(nn.Module):
         channels, blocks = VARIANTS[variant]
         check_int('num_in_ch', num_in_ch, 1)
         self.stride = 2 ** (len(channels) - 1)
-        self.time = nn.Sequential(nn.Linear(self.time_channels, self.time_channels), nn.SiLU(),
-                                  nn.Linear(self.time_channels, self.time_channels), nn.SiLU())
+        self.time_in = nn.Linear(self.time_channels, self.time_channels)
+        self.time_out = nn.Linear(self.time_channels, self.time_channels)
+        self.context = Context(num_in_ch, self.time_channels)
         self.head = _conv(2 * num_in_ch, channels[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
@@ -85,21 +126,24 @@ class RDBMUNet(nn.Module):
     def _blocks(self, channels: int, count: int) -> nn.ModuleList:
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
 
-    def forward(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, mu: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Predict from a state of the bridge; zero before training.
 
         Args:
             x_t: State, (N, num_in_ch, H, W), any H and W, range about [-1, 1].
             mu: Degraded image, (N, num_in_ch, H, W) in [-1, 1].
             t: Node of the bridge, (N,), from 0 to T.
+            context: What ``self.context(x_t, mu)`` gives for the whole image, if x_t and mu are a part of it.
 
         Returns:
             (N, num_in_ch, H, W).
         """
         height, width = x_t.shape[-2:]
-        time = self.time(_sinusoids(t, self.time_channels).to(x_t.dtype))
-        h = _pad_to_multiple(torch.cat([x_t, mu], dim=1), self.stride)
-        h = self.head(h)
+        mean, std, told = (self.context(x_t, mu) if context is None else context).tensor_split((1, 2), dim=1)
+        time = F.silu(self.time_in(_sinusoids(t, self.time_channels).to(x_t.dtype)) + told.to(x_t.dtype))
+        time = F.silu(self.time_out(time))
+        both = standardise(torch.cat([x_t, mu], dim=1), mean[:, 0], std[:, 0])
+        h = self.head(_pad_to_multiple(both, self.stride))
         skips = []
         for blocks, down in zip(self.encoder, self.down):
             for block in blocks:
@@ -114,6 +158,11 @@ class RDBMUNet(nn.Module):
                 h = block(h, time)
         gain, offset = self.tail(h)[..., :height, :width].chunk(2, dim=1)
         return gain * mu + offset
+
+
+def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(N, C, H, W) less ``mean``, divided by ``std``, both (N,)."""
+    return (x - mean[:, None, None, None]) / std[:, None, None, None]
 
 
 def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
