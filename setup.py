@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').read_text(encoding='utf-8')).group(1)
-BASICSR = ['basicsr>=1.4.2', 'lmdb>=1.4']
+BASICSR = ['basicsr>=1.4.2']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
 TEST = ['pytest>=7', 'ruff>=0.6', *PLOT]
@@ -19,9 +19,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['rdbm_plugin', 'rdbm_plugin.*']),
-    package_data={'rdbm_plugin': ['py.typed']},
+    package_data={'rdbm_plugin': ['py.typed', 'weights/*']},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pyyaml>=5.1', 'tqdm>=4'],
+    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=9.1',
+                      'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=5.1', 'tqdm>=4'],
     extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],

@@ -16,16 +16,18 @@ _LAZY = {
     'BridgeSampler': 'rdbm_plugin.samplers',
     'RDBMUNet': 'rdbm_plugin.archs.rdbm_unet_arch',
     'ResidualModulatedLoss': 'rdbm_plugin.losses.residual_modulated_loss',
+    'Restorer': 'rdbm_plugin.restorer',
     'OptionError': 'rdbm_plugin.options',
 }
-__all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'ResidualModulatedLoss', '__version__',
-           'build_bridge']
+__all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'ResidualModulatedLoss', 'Restorer',
+           '__version__', 'build_bridge']
 
 if TYPE_CHECKING:
     from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
     from rdbm_plugin.bridge import ResidualBridge, build_bridge
     from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
     from rdbm_plugin.options import OptionError
+    from rdbm_plugin.restorer import Restorer
     from rdbm_plugin.samplers import BridgeSampler
 
 

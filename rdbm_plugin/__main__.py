@@ -13,6 +13,7 @@ compat.provide_functional_tensor()
 COMMANDS = {
     'train': 'train a model from an option file',
     'test': 'test a model from an option file',
+    'restore': 'restore image files with trained weights',
     'doctor': 'check an option file and all its data',
 }
 
@@ -25,7 +26,7 @@ def main() -> int:
         return 0
     if not arguments or arguments[0] not in COMMANDS:
         lines = [f'  {name:<8} {purpose}' for name, purpose in COMMANDS.items()]
-        print('usage: rdbm COMMAND -opt OPTIONS.yml [...]\n\n' + '\n'.join(lines)
+        print('usage: rdbm COMMAND [...]\n\n' + '\n'.join(lines)
               + '\n\nrdbm COMMAND --help lists the arguments of a command.')
         asked = arguments[:1] in (['-h'], ['--help'])
         return 0 if asked else 2

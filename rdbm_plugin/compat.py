@@ -75,3 +75,33 @@ def check_before_writing(pipeline: ModuleType) -> None:
         return opt, args
 
     pipeline.parse_options = parse_options
+
+
+def distribute_on_cpus() -> None:
+    """Let ``--launcher pytorch`` work without GPUs.
+
+    BasicSR divides by the number of GPUs and always takes NCCL. Nor can it be called twice in one process.
+    """
+    import torch
+    from basicsr.utils import options
+
+    start = options.init_dist
+
+    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: object) -> None:
+        if torch.distributed.is_initialized():
+            return
+        if launcher == 'pytorch' and not torch.cuda.is_available():
+            torch.distributed.init_process_group('gloo')
+        else:
+            start(launcher, backend, **kwargs)
+
+    options.init_dist = init_dist
+
+
+def new_log() -> None:
+    """Let the next run in this process write a log file of its own, where BasicSR keeps to its first."""
+    import logging
+
+    from basicsr.utils import logger
+    logging.getLogger('basicsr').handlers.clear()
+    logger.initialized_logger.clear()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from rdbm_plugin.metrics.protocols import check_protocol
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_keys, check_number
 from rdbm_plugin.samplers import build_sampler
+from rdbm_plugin.tiling import SMALLEST
 
 
 class TrainingSettings(NamedTuple):
@@ -136,6 +138,12 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
             raise OptionError(f'{where}: {error}') from None
 
 
+def needs_clean(metric: str) -> bool:
+    """Whether a registered metric compares with ground truth."""
+    parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
 def check_network(opt: Mapping[str, Any]) -> None:
     """Check network_g and that the checkpoint to start from fits it."""
     with torch.device('meta'):
@@ -147,9 +155,14 @@ def check_network(opt: Mapping[str, Any]) -> None:
 
 
 def check_bridge(opt: Mapping[str, Any]) -> None:
-    """Check bridge, sampler and the keys of ``train:`` that need them."""
+    """Check bridge, sampler, tiles and the keys of ``train:`` that need them."""
     bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
-    build_sampler((opt.get('val') or {}).get('sampler'), bridge, registered('SAMPLER'))
+    settings = opt.get('val') or {}
+    build_sampler(settings.get('sampler'), bridge, registered('SAMPLER'))
+    tile = settings.get('tile')
+    if tile not in (None, 0, 'auto'):
+        check_int('val: tile', tile, SMALLEST)
+    check_int('val: tile_overlap', settings.get('tile_overlap', 0), 0)
     if opt.get('is_train'):
         check_training(_block(opt, 'train'), bridge.timesteps)
 

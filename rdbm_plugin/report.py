@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -68,6 +69,25 @@ def _scale(picture: Picture, height: int) -> Picture:
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     shrinks = height < picture.shape[0]
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def plot_sweep(path: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> bool:
+    """Plot each column over ``steps``; False, with nothing written, where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(3.6 * len(columns), 3.2), layout='constrained')
+    FigureCanvasAgg(figure)
+    steps = [row['steps'] for row in rows]
+    for axis, column in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns):
+        axis.plot(steps, [row[column] for row in rows], marker='o')
+        axis.set(title=column, xlabel='network evaluations', xscale='log', xticks=steps, xticklabels=steps)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    return True
 
 
 _FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)

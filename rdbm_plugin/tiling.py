@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,16 @@ class TiledNetwork:
         network: Called as network(x_t, mu, t), images (N, C, H, W).
         tile: Height and width of the tiles in pixels, a multiple of GRID.
         overlap: The least of neighbouring tiles, in pixels, at most half of ``tile``.
+        progress: Called after each tile with its share of the evaluation.
 
     Raises:
         OptionError: ``tile`` or ``overlap`` is out of its range.
     """
 
-    def __init__(self, network: Callable[..., Tensor], tile: int, overlap: int = OVERLAP) -> None:
+    def __init__(self, network: Callable[..., Tensor], tile: int, overlap: int = OVERLAP,
+                 progress: Callable[[float], None] | None = None) -> None:
         self.network = network
+        self.progress = progress or (lambda share: None)
         self.tile = check_int('tile', tile, SMALLEST)
         self.overlap = check_int('tile_overlap', overlap, 0, tile // 2)
 
@@ -46,13 +50,16 @@ class TiledNetwork:
         """(N, C, H, W) -> (N, C, H, W)."""
         height, width = mu.shape[-2:]
         if max(height, width) <= self.tile:
-            return self.network(x_t, mu, t)
+            out = self.network(x_t, mu, t)
+            self.progress(1.0)
+            return out
         told = {'context': self.network.context(x_t, mu)} if hasattr(self.network, 'context') else {}
         out = torch.zeros_like(mu)
-        for top, row in blending(height, self.tile, self.overlap):
-            for left, column in blending(width, self.tile, self.overlap):
-                part = (..., slice(top, top + len(row)), slice(left, left + len(column)))
-                out[part] += self.network(x_t[part], mu[part], t, **told) * (row[:, None] * column).to(mu)
+        rows, columns = (blending(length, self.tile, self.overlap) for length in (height, width))
+        for (top, row), (left, column) in product(rows, columns):
+            part = (..., slice(top, top + len(row)), slice(left, left + len(column)))
+            out[part] += self.network(x_t[part], mu[part], t, **told) * (row[:, None] * column).to(mu)
+            self.progress(1 / (len(rows) * len(columns)))
         return out
 
 
@@ -60,7 +67,7 @@ def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
     """Starts and weights of the tiles along one side; the weights of all tiles sum to 1 at every pixel.
 
     Tiles start at multiples of GRID and are evenly spread; the last one ends where the image does. A weight rises and
-    falls along a squared sine over the overlap.
+    falls along a squared sine over the middle half of the overlap.
     """
     if length <= tile:
         return [(0, torch.ones(length))]
@@ -89,7 +96,9 @@ def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
 
 
 def _ramp(length: int) -> Tensor:
-    return torch.sin((torch.arange(length) + 0.5) / max(length, 1) * math.pi / 2).square()
+    """0 to 1 over the middle half: what is nearer to the edge of a tile lacks too much of its surroundings."""
+    place = 2 * (torch.arange(length) + 0.5) / max(length, 1) - 0.5
+    return torch.sin(place.clamp(0, 1) * math.pi / 2).square()
 
 
 def bytes_per_pixel(network: nn.Module, channels: int = 3, size: int = 128) -> float:

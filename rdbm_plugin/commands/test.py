@@ -1,14 +1,112 @@
-"""``rdbm test``: BasicSR's test with the plugin registered."""
+"""``rdbm test``: BasicSR's test with the plugin registered, for one or several numbers of network evaluations."""
 from __future__ import annotations
 
+import json
+import sys
+from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
+
+from rdbm_plugin.options import OptionError
+
+EXPLANATION = """rdbm test also takes:
+  --steps N,N,...       restore with each of these numbers of network evaluations; tables and a plot of what they
+                        give and cost are written to results/NAME_steps
+and BasicSR's arguments:
+"""
 
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and test; results/ is made in the working directory."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument('--steps')
+    given, rest = parser.parse_known_args()
+    sys.argv[1:] = rest
+    if {'-h', '--help'} & set(rest):
+        print(EXPLANATION)
+
     from basicsr import test
 
     import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin import compat
     compat.check_before_writing(test)
-    test.test_pipeline(str(Path.cwd()))
+    compat.distribute_on_cpus()
+    if given.steps is None:
+        test.test_pipeline(str(Path.cwd()))
+        return
+    if not all(part.isdigit() for part in given.steps.split(',')):
+        raise OptionError(f'--steps: found {given.steps!r}; expected whole numbers with commas, such as 1,2,5,10.')
+    sweep(sorted({int(part) for part in given.steps.split(',')}))
+
+
+def sweep(steps: list[int]) -> None:
+    """Test once for each number of steps, and write table and plot.
+
+    Raises:
+        OptionError: A number is not possible with the option file's sampler; nothing has been run then.
+    """
+    from basicsr import test
+    from basicsr.utils import get_root_logger, mkdir_and_rename
+
+    from rdbm_plugin import compat
+    from rdbm_plugin.preflight import check_bridge
+    arguments = list(sys.argv)
+    opt, _ = test.parse_options(str(Path.cwd()), is_train=False)
+    if not isinstance((opt.get('val') or {}).get('sampler'), dict):
+        raise OptionError('--steps: the option file has no "val: sampler:" block whose steps could be set.')
+    for each in steps:
+        check_bridge({**opt, 'val': {**opt['val'], 'sampler': {**opt['val']['sampler'], 'steps': each}}})
+    found = {}
+    for each in steps:
+        name = f'{opt["name"]}_steps_{each}'
+        sys.argv = force(arguments, [f'name={name}', f'val:sampler:steps={each}'])
+        compat.new_log()
+        test.test_pipeline(str(Path.cwd()))
+        found[each] = Path('results', name, 'results.json')
+    logger = get_root_logger()
+    if opt['rank'] == 0:
+        folder = Path('results', f'{opt["name"]}_steps')
+        mkdir_and_rename(str(folder))
+        results = {each: json.loads(path.read_text(encoding='utf-8')) for each, path in found.items()}
+        table = write_sweep(folder, results)
+        logger.info(f'{folder.absolute()}:\n{table}')
+
+
+def force(arguments: list[str], changes: list[str]) -> list[str]:
+    """The command line with more entries after ``--force_yml``, which may be given once only."""
+    if '--force_yml' not in arguments:
+        return [*arguments, '--force_yml', *changes]
+    place = next(i for i in range(arguments.index('--force_yml') + 1, len(arguments) + 1)
+                 if i == len(arguments) or arguments[i].startswith('-'))
+    return [*arguments[:place], *changes, *arguments[place:]]
+
+
+def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
+    """Write ``table.csv``, ``table.md``, ``table.json`` and, with matplotlib, ``plot.png``; return the table as text.
+
+    Args:
+        folder: Where to; it exists.
+        results: Steps -> content of ``results.json``.
+    """
+    from rdbm_plugin.complexity import giga_multiply_adds
+    from rdbm_plugin.options import build
+    from rdbm_plugin.preflight import registered
+    from rdbm_plugin.report import plot_sweep
+    from rdbm_plugin.results import aligned, digits, markdown, write_csv
+    options = next(iter(results.values()))['options']
+    cost = giga_multiply_adds(build('network_g', options['network_g'], registered('ARCH')))
+    rows = []
+    for steps, result in results.items():
+        average = result['sets'].get('average') or next(iter(result['sets'].values()))
+        rows.append({'steps': steps, **{name: float(value) for name, value in average['restored'].items()},
+                     's/image': average['seconds'], 'evaluations': average['evaluations'],
+                     'multiply-adds at 256x256 (G)': cost * average['evaluations']})
+    metrics = list(rows[0])[1:-3]
+    places = {metric: digits(row[metric] for row in rows) for metric in metrics}
+    table = [list(rows[0]), *[[f'{value:.{places[key]}f}' if key in places else f'{value:.4g}'
+                               for key, value in row.items()] for row in rows]]
+    write_csv(folder / 'table.csv', table)
+    (folder / 'table.md').write_text(markdown(table), encoding='utf-8')
+    (folder / 'table.json').write_text(json.dumps(rows, indent=1), encoding='utf-8')
+    plotted = plot_sweep(folder / 'plot.png', rows, [*metrics, 's/image'])
+    return aligned(table) + ('' if plotted else '\n(no plot.png: pip install matplotlib)')

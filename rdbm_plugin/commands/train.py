@@ -11,5 +11,6 @@ def main() -> None:
     import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin import compat
     compat.check_before_writing(train)
+    compat.distribute_on_cpus()
     compat.resume_anywhere(train)
     train.train_pipeline(str(Path.cwd()))

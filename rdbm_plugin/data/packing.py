@@ -26,7 +26,12 @@ def centre(image: NDArray[Any], size: int | None) -> NDArray[Any]:
     return image[top:top + size, left:left + size]
 
 
-def pack(gt: NDArray[np.float32], lq: NDArray[np.float32], task: str, gt_path: str, lq_path: str) -> dict[str, Any]:
-    """An item as BasicSR's models take it; images (H, W, C) in [0, 1] become (C, H, W) tensors."""
+def pack(gt: NDArray[np.float32], lq: NDArray[np.float32], task: str, gt_path: str, lq_path: str,
+         name: str) -> dict[str, Any]:
+    """An item as BasicSR's models take it; images (H, W, C) in [0, 1] become (C, H, W) tensors.
+
+    ``name`` is what results are saved as: it has no suffix, may have ``/`` in it, and occurs once in a data set.
+    """
     to_tensor = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in (lq, gt)]
-    return {'lq': to_tensor[0], 'gt': to_tensor[1], 'task': task, 'lq_path': lq_path, 'gt_path': gt_path}
+    return {'lq': to_tensor[0], 'gt': to_tensor[1], 'task': task, 'lq_path': lq_path, 'gt_path': gt_path,
+            'name': name}

@@ -109,4 +109,6 @@ class SyntheticUniversalDataset(MixedDataset):
     def _pack(self, clean: NDArray[np.float32], degraded: NDArray[np.float32], photo: int,
               task: str) -> dict[str, Any]:
         path = self.clean.path(photo)
-        return pack(clean, degraded, task, gt_path=path, lq_path=path)
+        name = self.clean.stem(photo)
+        return pack(clean, degraded, task, gt_path=path, lq_path=path,
+                    name=name if len(self.task_names) == 1 else f'{task}/{name}')

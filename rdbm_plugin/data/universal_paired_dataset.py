@@ -139,8 +139,10 @@ class UniversalPairedDataset(MixedDataset):
 
     def _pack(self, task: int, pair: int, gt: NDArray[Any], lq: NDArray[Any]) -> dict[str, Any]:
         source = self.tasks[task]
+        lq_index = int(source.pairs.lq[pair])
+        name = source.lq.stem(lq_index)
         return pack(to_float(gt), to_float(lq), source.name, gt_path=source.gt.path(int(source.pairs.gt[pair])),
-                    lq_path=source.lq.path(int(source.pairs.lq[pair])))
+                    lq_path=source.lq.path(lq_index), name=name if len(self.tasks) == 1 else f'{source.name}/{name}')
 
 
 def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) -> Task:

@@ -5,6 +5,8 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from os import path as osp
+from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.img_util import imwrite, tensor2img
 from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from rdbm_plugin import preflight, report
@@ -21,8 +25,11 @@ from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.models.ranks import in_turn, validation_group
 from rdbm_plugin.options import OptionError
+from rdbm_plugin.results import ImageScore, SetScore, with_average, write_results
 from rdbm_plugin.samplers import build_sampler
+from rdbm_plugin.tiling import OVERLAP, SMALLEST, tiled
 
 
 class RDBMModel(SRModel):
@@ -53,14 +60,20 @@ class RDBMModel(SRModel):
         self.validation_sets = [dataset['name'] for phase, dataset in opt.get('datasets', {}).items()
                                 if not phase.startswith('train')]
         self.degraded_scores: dict[str, dict[str, float]] = {}
-        self.finished: dict[str, dict[str, float]] = {}
+        self.finished: dict[str, list[ImageScore]] = {}
         self.examples: dict[str, list[report.Picture]] = {}
+        self.warm = False
+        self.across_ranks = validation_group() if opt['dist'] else None
         super().__init__(opt)
 
     # ------------------------------------------------------------------ networks
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        return super().model_to_device(net.to(memory_format=torch.channels_last))
+        net = net.to(memory_format=torch.channels_last)
+        if self.opt['dist'] and self.device.type == 'cpu':
+            # BasicSR names a GPU.
+            return DistributedDataParallel(net)
+        return super().model_to_device(net)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
         # BasicSR's own error is torch's list of keys, and torch < 2.6 would run what the pickle holds.
@@ -192,8 +205,14 @@ class RDBMModel(SRModel):
     def test(self, keep_trajectory: bool = False) -> None:
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         net.eval()
+        settings = self.opt.get('val') or {}
+        self._wait()
+        start = perf_counter()
         with torch.inference_mode():
-            result = self.sampler(net, 2 * self.lq - 1, self.seeds, keep_trajectory)
+            network = tiled(net, settings.get('tile'), settings.get('tile_overlap', OVERLAP))
+            result = self.sampler(network, 2 * self.lq - 1, self.seeds, keep_trajectory)
+        self._wait()
+        self.seconds = perf_counter() - start
         self.evaluations = result.nfe
         # Adding half the residual to the input, not mapping x0 back, keeps untouched pixels bit-identical.
         self.output = self.lq + result.residual / 2
@@ -201,45 +220,76 @@ class RDBMModel(SRModel):
         if self.is_train:
             self.net_g.train()
 
+    def _warm_up(self) -> None:
+        """Let the device load what it needs before a time is taken."""
+        whole = self.lq
+        self.lq = whole[..., :SMALLEST, :SMALLEST]
+        self.test()
+        self.lq, self.warm = whole, True
+
+    def _wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+
+    def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        # BasicSR's version lets rank 0 work alone, until the others' next collective call times out.
+        self._validate(dataloader, current_iter, tb_logger, save_img, self.opt['rank'], self.opt['world_size'])
+
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         # BasicSR's version scores neither the input nor the average over the sets, and keeps no pictures.
-        name = dataloader.dataset.opt['name']
-        metrics = self.opt['val'].get('metrics') or {}
-        restored = dict.fromkeys(metrics, 0.0)
-        degraded = dict.fromkeys(metrics, 0.0)
-        known = name in self.degraded_scores
-        bar = tqdm(dataloader, desc=f'Validate {name}', unit='image', leave=False,
-                   disable=not self.opt['val'].get('pbar', False))
-        for index, data in enumerate(bar):
+        self._validate(dataloader, current_iter, tb_logger, save_img, 0, 1)
+
+    def _validate(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool, rank: int,
+                  ranks: int) -> None:
+        """Restore and score every ``ranks``-th image, and share the scores."""
+        dataset = dataloader.dataset
+        name = dataset.opt['name']
+        bar = tqdm(range(rank, len(dataset), ranks), desc=f'Validate {name}', unit='image', leave=False,
+                   disable=rank > 0 or not self.opt['val'].get('pbar', False))
+
+        def score(index: int) -> ImageScore:
+            data = default_collate([dataset[index]])
             self.feed_data(data)
-            self.test(keep_trajectory=index == 0)
-            if metrics and not hasattr(self, 'gt'):
-                raise OptionError(f'datasets: {name}: val: metrics need ground truth, which this data set has not; '
-                                  'use a paired data set, or remove the metrics.')
+            if not self.is_train and not self.warm:
+                self._warm_up()
+            self.test(keep_trajectory=index == 0 and bool(tb_logger))
             visuals = self.get_current_visuals()
-            images = {key: tensor2img([image]) for key, image in visuals.items()}
-            for metric, options in metrics.items():
-                restored[metric] += calculate_metric({'img': images['result'], 'img2': images['gt']}, options)
-                if not known:
-                    degraded[metric] += calculate_metric({'img': images['lq'], 'img2': images['gt']}, options)
             if index == 0:
                 self._show_example(name, visuals, current_iter, tb_logger)
-            if save_img:
-                imwrite(images['result'], self._image_path(name, data['lq_path'][0], current_iter))
-        count = len(dataloader)
-        restored = {metric: value / count for metric, value in restored.items()}
-        if not known:
-            self.degraded_scores[name] = {metric: value / count for metric, value in degraded.items()}
-        if metrics:
-            self._log_scores(name, restored, current_iter, tb_logger)
-        self._finish(name, restored, current_iter, tb_logger)
+            image = data['name'][0] if 'name' in data else Path(data['lq_path'][0]).stem
+            return self._score(name, image, visuals, current_iter, save_img)
 
-    def _image_path(self, dataset: str, lq_path: str, current_iter: int | str) -> str:
-        stem = osp.splitext(osp.basename(lq_path))[0]
-        folder = self.opt['path']['visualization']
+        scores = in_turn(lambda: [score(index) for index in bar], self.across_ranks)
+        result = SetScore.of(scores)
+        if result.restored:
+            self._log_scores(name, result.restored, current_iter, tb_logger)
+        self._finish(name, scores, current_iter, tb_logger)
+
+    def _score(self, dataset: str, image: str, visuals: Mapping[str, Tensor], current_iter: int | str,
+               save_img: bool) -> ImageScore:
+        images = {key: tensor2img([image]) for key, image in visuals.items()}
+        if save_img:
+            imwrite(images['result'], self._image_path(dataset, image, current_iter))
+        restored, degraded = {}, {}
+        for metric, options in (self.opt['val'].get('metrics') or {}).items():
+            if 'gt' not in images and preflight.needs_clean(options['type']):
+                raise OptionError(f'datasets: {dataset}: val: metrics: {metric}: needs ground truth, which this data '
+                                  'set has not; use a paired data set, or metrics without it (calculate_niqe, '
+                                  'pyiqa_score).')
+            clean = {'img2': images['gt']} if 'gt' in images else {}
+            restored[metric] = calculate_metric({'img': images['result'], **clean}, options)
+            known = self.degraded_scores.setdefault(f'{dataset}/{image}', {})
+            if metric not in known:
+                known[metric] = calculate_metric({'img': images['lq'], **clean}, options)
+            degraded[metric] = known[metric]
+        return ImageScore(image, restored, degraded, self.seconds, self.evaluations)
+
+    def _image_path(self, dataset: str, image: str, current_iter: int | str) -> str:
+        folder = osp.join(self.opt['path']['visualization'], dataset)
         if self.is_train:
-            return osp.join(folder, dataset, stem, f'{stem}_{current_iter}.png')
-        return osp.join(folder, dataset, f'{stem}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+            return osp.join(folder, image, f'{osp.basename(image)}_{current_iter}.png')
+        return osp.join(folder, f'{image}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
 
     def _show_example(self, name: str, visuals: Mapping[str, Tensor], current_iter: int | str, tb_logger: Any) -> None:
         self.examples[name] = [report.to_picture(visuals[key][0]) for key in ('lq', 'result', 'gt') if key in visuals]
@@ -258,25 +308,32 @@ class RDBMModel(SRModel):
         self.metric_results = scores
         self._log_validation_metric_values(current_iter, name, tb_logger)
 
-    def _finish(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
-        """After the last of the validation sets: their average, the table and the before/after picture."""
+    def _finish(self, name: str, scores: list[ImageScore], current_iter: int | str, tb_logger: Any) -> None:
+        """After the last of the sets: their average, the tables, and the before/after picture."""
         self.finished[name] = scores
         if any(dataset not in self.finished for dataset in self.validation_sets):
             return
         finished, self.finished = self.finished, {}
+        sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
+        rows = with_average(sets)
+        if len(rows) > 1 and rows['average'].restored:
+            self._log_scores('average', rows['average'].restored, current_iter, tb_logger)
+        if self.opt['rank'] != 0:
+            return
         logger = get_root_logger()
-        if len(finished) > 1 and scores:
-            average = {metric: sum(each[metric] for each in finished.values()) / len(finished) for metric in scores}
-            self._log_scores('average', average, current_iter, tb_logger)
-        for metric in scores:
-            rows = {dataset: (self.degraded_scores[dataset][metric], each[metric])
-                    for dataset, each in finished.items()}
-            logger.info(f'Validation, {self.evaluations} network evaluations an image:\n'
-                        + report.gain_table(rows, metric))
+        evaluations = next(reversed(rows.values())).evaluations
+        for metric in sets[name].restored:
+            table = report.gain_table({dataset: (each.degraded[metric], each.restored[metric])
+                                       for dataset, each in rows.items()}, metric)
+            logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{table}')
         picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
         imwrite(report.picture_grid(self.examples, columns)[:, :, ::-1], picture)
         logger.info(f'Before and after: {picture}')
+        if not self.is_train:
+            folder = Path(self.opt['path']['results_root'])
+            write_results(folder, finished, self.opt)
+            logger.info(f'Tables, scores of every image, options and versions: {folder}')
 
 
 def _seed(manual_seed: int | None, path: str) -> int:

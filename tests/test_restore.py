@@ -1,0 +1,247 @@
+"""``rdbm restore`` and Restorer, with the weights that come with the package."""
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command
+from PIL import Image
+
+from rdbm_plugin import OptionError, Restorer
+from rdbm_plugin.commands import restore as cli
+from rdbm_plugin.data.photo_file import read_photo
+from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
+
+
+@pytest.fixture(scope='module')
+def restore():
+    return Restorer(device='cpu', steps=2)
+
+
+@pytest.fixture(scope='module')
+def photos():
+    """The held-out photos of each task: tensors (3, H, W), degraded and clean."""
+    def read(task):
+        data = SyntheticUniversalDataset({'name': task, 'phase': 'val', 'dataroot_gt': 'embedded', 'tasks': [task]})
+        return [data[index] for index in range(len(data))]
+    return {task: read(task) for task in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur')}
+
+
+def psnr(a, b):
+    return -10 * float((a - b).square().mean().log10())
+
+
+def test_shipped_weights_restore_photos_they_never_saw(restore, photos):
+    gains = [np.mean([psnr(restore(each['lq']), each['gt']) - psnr(each['lq'], each['gt']) for each in items])
+             for items in photos.values()]
+    assert np.mean(gains) > 3 and min(gains) > 0
+
+
+@pytest.mark.parametrize('task', ['derain', 'lowlight', 'dehaze'])
+def test_tiles_cost_less_than_0_05_db(restore, photos, task):
+    tiled = Restorer(device='cpu', steps=2, tile=128)
+    for each in photos[task]:
+        whole, parts = restore(each['lq']), tiled(each['lq'])
+        assert abs(psnr(parts, each['gt']) - psnr(whole, each['gt'])) < 0.05
+        assert not torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize('kind', ['uint8', 'uint16', 'float32', 'gray'])
+def test_arrays_come_back_as_they_are(restore, kind):
+    rng = np.random.default_rng(0)
+    shape = (21, 34) if kind == 'gray' else (21, 34, 3)
+    dtype = np.dtype('uint8' if kind == 'gray' else kind)
+    top = np.iinfo(dtype).max if dtype.kind == 'u' else 1
+    image = (rng.random(shape) * top).astype(dtype)
+    kept = image.copy()
+    out = restore(image)
+    assert out.shape == shape and out.dtype == dtype and np.array_equal(image, kept)
+    tensor = torch.from_numpy((image / np.float32(top)).astype(np.float32))
+    tensor = tensor.expand(3, *shape) if kind == 'gray' else tensor.permute(2, 0, 1)
+    expected = restore(tensor).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(out / top, expected.mean(axis=2) if kind == 'gray' else expected, atol=0.51 / top + 1e-6)
+
+
+def test_batch_of_tensors_equals_its_images(restore):
+    batch = torch.rand(2, 3, 40, 56)
+    out = restore(batch)
+    torch.testing.assert_close(out, torch.stack([restore(image) for image in batch]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (3, 200), (65, 7)])
+def test_tiny_and_odd_sizes(restore, shape):
+    assert restore(np.zeros((*shape, 3), np.uint8)).shape == (*shape, 3)
+
+
+@pytest.mark.parametrize('image', [np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.int32), torch.zeros(4, 4),
+                                   torch.zeros(3, 4, 4, dtype=torch.uint8)])
+def test_other_forms_are_refused(restore, image):
+    with pytest.raises(OptionError, match='image: found'):
+        restore(image)
+
+
+def test_out_of_memory_halves_the_tile_and_says_so_once(monkeypatch, photos):
+    restore = Restorer(device='cpu', steps=1, tile=0)
+    image = photos['derain'][0]['lq']
+    expected = restore(image)
+    real, sizes = type(restore.network).forward, []
+
+    def small_machine(self, x_t, *rest, **told):
+        sizes.append(max(x_t.shape[-2:]))
+        if sizes[-1] > 150:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return real(self, x_t, *rest, **told)
+
+    monkeypatch.setattr(type(restore.network), 'forward', small_machine)
+    with pytest.warns(UserWarning, match='Out of memory; going on with tiles of') as caught:
+        result = restore(image)
+    assert psnr(result, expected) > 45 and len(caught) == 2  # 451 pixels, 225, 112
+    sizes.clear()
+    restore(image)
+    assert max(sizes) <= 112, 'the next image starts with what worked'
+
+
+def test_progress_ends_at_one(restore):
+    seen = []
+    Restorer(device='cpu', steps=3, tile=64, overlap=16)(np.zeros((100, 150, 3), np.uint8), progress=seen.append)
+    assert seen == sorted(seen) and seen[-1] == pytest.approx(1) and len(seen) == 3 * 2 * 3
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    ({'checkpoint': 'no.pth'}, 'opt: found none for no.pth'),
+    ({'opt': 'no.yml'}, "opt: no file 'no.yml'"),
+    ({'steps': 0}, 'steps: found 0'),
+    ({'solver': 'eulr'}, "Did you mean 'euler'"),
+    ({'tile': 20}, 'tile: found 20'),
+    ({'device': 'gpu'}, "device: found 'gpu'"),
+    ({'dtype': 'int8'}, "dtype: found 'int8'"),
+    ({'memory': 0}, 'memory: found 0'),
+])
+def test_bad_arguments_are_named(arguments, words):
+    with pytest.raises(OptionError, match=words):
+        Restorer(**arguments)
+
+
+def test_options_of_a_run_are_found_beside_its_checkpoint(tmp_path):
+    models = tmp_path / 'experiments/run/models'
+    models.mkdir(parents=True)
+    torch.save({'params': Restorer(device='cpu').network.state_dict()}, models / 'net_g_5.pth')
+    with pytest.raises(OptionError, match='opt: found none'):
+        Restorer(models / 'net_g_5.pth')
+    options = (ROOT / 'options/train_rdbm_quickstart.yml').read_text(encoding='utf-8')
+    (models.parent / 'train.yml').write_text(options, encoding='utf-8')
+    assert Restorer(models / 'net_g_5.pth').sampler.nfe == 10
+    (models.parent / 'train.yml').write_text(options.replace('variant: T', 'variant: S'), encoding='utf-8')
+    with pytest.raises(OptionError, match='RDBMUNet variant T'):
+        Restorer(models / 'net_g_5.pth')
+
+
+def test_nothing_of_basicsr_is_imported():
+    code = ('import sys; sys.modules["basicsr"] = None\n'
+            'import numpy; from rdbm_plugin import Restorer; Restorer(steps=1)(numpy.zeros((9, 9, 3), "uint8"))')
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs the command in this process, in an empty folder; returns exit status and what it printed."""
+    def call(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['rdbm restore', *map(str, arguments), '--device', 'cpu', '--steps', '1'])
+        status = cli.main()
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+    return call
+
+
+def write(path, shape=(20, 30, 3), dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = (np.random.default_rng(0).random(shape) * np.iinfo(dtype).max).astype(dtype)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def test_files_folders_and_patterns(run, tmp_path):
+    write(tmp_path / 'a/1.png')
+    write(tmp_path / 'a/deep/2.jpg')
+    write(tmp_path / 'b/3.webp')
+    write(tmp_path / 'b/4.tif', dtype=np.uint16)
+    write(tmp_path / 'c.png', (20, 30, 4))
+    status, text = run('a', 'b/*', 'c.png', '-o', 'out', '--compare')
+    assert status == 0 and '5 of 5 images restored' in text
+    made = sorted(str(path.relative_to(tmp_path / 'out')) for path in (tmp_path / 'out').rglob('*.*'))
+    assert made == sorted(['1.png', 'deep/2.jpg', '3.webp', '4.tif', 'c.png', '1_compare.png', 'deep/2_compare.png',
+                           '3_compare.png', '4_compare.png', 'c_compare.png'])
+    assert read_photo(tmp_path / 'out/4.tif').rgb.dtype == np.uint16
+    assert read_photo(tmp_path / 'out/c.png').alpha is not None
+    assert read_photo(tmp_path / 'out/1_compare.png').rgb.shape == (20, 60, 3)
+    status, text = run('c.png', '-o', 'other/name.jpg')
+    assert status == 0 and (tmp_path / 'other/name.jpg').is_file()
+
+
+def bomb(path):
+    Image.new('1', (20000, 6000)).save(path)
+
+
+@pytest.mark.parametrize(('name', 'make', 'words'), [
+    ('zero.png', lambda path: path.write_bytes(b''), 'is empty'),
+    ('cut.jpg', lambda path: path.write_bytes(write(path).read_bytes()[:-200]), 'is truncated'),
+    ('text.png', lambda path: path.write_text('no image'), 'damaged or of another format'),
+    ('bomb.png', bomb, '120 megapixels, more than the limit of 100; raise it with --max-megapixels'),
+])
+def test_a_bad_file_is_named_and_the_others_are_restored(run, tmp_path, name, make, words):
+    (tmp_path / 'in').mkdir()
+    make(tmp_path / 'in' / name)
+    write(tmp_path / 'in/good.png')
+    status, text = run('in', '-o', 'out')
+    assert status == 1 and name in text and words in text and '1 of 2 images restored' in text
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['good.png']
+
+
+def test_bad_inputs_and_outputs_are_named_and_the_others_are_restored(run, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    good, same = write(tmp_path / 'good.png'), write(tmp_path / 'out/same.png')
+    before = same.read_bytes()
+    write(tmp_path / 'b/good.png')
+    status, text = run('empty', 'nowhere', good, 'b/good.png', same, '-o', 'out')
+    assert status == 1 and '1 of 1 images restored' in text
+    for words in ('no image in the folder empty', 'no such file, folder or pattern: nowhere',
+                  'b/good.png: would be written to out/good.png', 'the output would replace the input'):
+        assert words in text
+    assert same.read_bytes() == before
+    status, text = run('empty', '-o', 'out')
+    assert status == 1
+
+
+def test_unwritable_output_is_named(run, tmp_path):
+    write(tmp_path / 'a.png')
+    (tmp_path / 'file').write_text('in the way')
+    status, text = run('a.png', '-o', 'file/folder')
+    assert status == 1 and 'cannot be written' in text and (tmp_path / 'file').read_text() == 'in the way'
+
+
+def test_a_4k_image_takes_at_most_2_gib(tmp_path):
+    """With variant L on a CPU, above the interpreter with all modules. Tiles after the second are not evaluated."""
+    code = f'''
+import numpy, resource, torch
+from rdbm_plugin import RDBMUNet, Restorer
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+folder = r"{tmp_path}/"
+torch.save({{"params": RDBMUNet("L").state_dict()}}, folder + "l.pth")
+open(folder + "l.yml", "w").write("network_g: {{type: RDBMUNet, variant: L}}")
+before = peak()
+restore = Restorer(folder + "l.pth", device="cpu", steps=2)
+real, calls = RDBMUNet.forward, []
+def forward(self, x_t, mu, t, context=None):
+    calls.append(mu.shape)
+    return real(self, x_t, mu, t, context) if len(calls) <= 2 else torch.zeros_like(mu)
+RDBMUNet.forward = forward
+out = restore(numpy.full((2160, 3840, 3), 99, numpy.uint8))
+print(restore.tile, len(calls), peak() - before)
+'''
+    tile, calls, gib = command('-c', code, cwd=tmp_path).stdout.split()[-3:]
+    assert float(gib) < 2 and int(tile) >= 256 and int(calls) == 2 * 12
