@@ -28,8 +28,10 @@ VARIANTS = {
 """T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
 DARKEST = 0.02
 """Standard deviation that images are taken to have at least, so that noise of black ones is not blown up."""
+WINDOW = 64
+"""Side in pixels of what the spreads of the context are measured in."""
 STRIP = 512
-"""Rows that are summed up at once for the context; a multiple of 8."""
+"""Rows that are summed up at once for the context; a multiple of WINDOW."""
 
 
 class ResidualBlock(nn.Module):
@@ -50,7 +52,9 @@ class ResidualBlock(nn.Module):
 class Context(nn.Module):
     """What the whole image is like: its brightness and contrast, and mean and spread of learned features at two scales.
 
-    The features are of squares that do not overlap, so that they can be summed up strip by strip.
+    Spreads are taken in windows of WINDOW pixels and averaged over them: in a whole photo everything varies more than
+    in the crops that a network is trained with (the inconsistency of Chu et al., arXiv 2112.04491). Windows do not
+    overlap, so that they can be summed up strip by strip.
 
     Args:
         num_in_ch: Channels of x_t and of mu each.
@@ -69,19 +73,43 @@ class Context(nn.Module):
 
     def forward(self, x_t: Tensor, mu: Tensor) -> Tensor:
         """(N, C, H, W) both -> (N, 2 + channels): mean and standard deviation of mu, then the learned part."""
-        std, mean = torch.std_mean(mu.float(), dim=(1, 2, 3), correction=0)
+        strips = list(zip(x_t.split(STRIP, dim=2), mu.split(STRIP, dim=2)))
+        mean, std = _average([_windows(part.mean(1, keepdim=True), WINDOW, part.square().mean(1, keepdim=True))
+                              for _, part in strips])
         std = std.clamp(min=DARKEST)
-        sums = 0.0
-        for strip in zip(x_t.split(STRIP, dim=2), mu.split(STRIP, dim=2)):
-            near = self.near(_pad_to_multiple(standardise(torch.cat(strip, dim=1), mean, std), 8))
-            both = [each.float() for each in (near, self.far(near))]
-            sums = sums + torch.stack([total for each in both for total in (
-                each.sum((2, 3)), each.square().sum((2, 3)), torch.full_like(each[:, :, 0, 0], each[0, 0].numel()))])
-        found = []
-        for first, second, count in sums.split(3):
-            found += [first / count, (second / count - (first / count).square()).clamp(min=1e-6).sqrt()]
-        told = torch.cat([*found, mean[:, None], std[:, None].log()], dim=1)
-        return torch.cat([mean[:, None], std[:, None], self.out(told.to(x_t.dtype)).float()], dim=1)
+        near, far = [], []
+        for strip in strips:
+            fine = self.near(_pad_to_multiple(standardise(torch.cat(strip, dim=1), mean[:, 0], std[:, 0]), 8))
+            coarse = self.far(fine)
+            near.append(_windows(fine, WINDOW // 4))
+            far.append(_windows(coarse, WINDOW // 8))
+        told = torch.cat([*_average(near), *_average(far), mean, std.log()], dim=1)
+        return torch.cat([mean, std, self.out(told.to(x_t.dtype)).to(mean.dtype)], dim=1)
+
+
+def _windows(x: Tensor, size: int, square: Tensor | None = None) -> Tensor:
+    """Mean and standard deviation in windows of about ``size`` squared, summed up, and their number: (3, N, C).
+
+    ``square`` is the mean square at each pixel, if it is not that of x.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (_split(length, max(1, round(length / size)), x) for length in x.shape[-2:])
+        mean, second = (rows @ each @ columns.T for each in (x, x.square() if square is None else square.to(x.dtype)))
+    std = (second - mean.square()).clamp(min=1e-6).sqrt()
+    return torch.stack([mean.sum((2, 3)), std.sum((2, 3)), torch.full_like(mean[:, :, 0, 0], len(rows) * len(columns))])
+
+
+def _average(sums: list[Tensor]) -> tuple[Tensor, Tensor]:
+    mean, std, count = torch.stack(sums).sum(0)
+    return mean / count, std / count
+
+
+def _split(length: int, count: int, like: Tensor) -> Tensor:
+    """(count, length): averages over ``count`` windows of as equal length as can be."""
+    window = torch.arange(length, device=like.device) * count // length
+    member = F.one_hot(window, count).T.to(like.dtype)
+    return member / member.sum(1, keepdim=True)
 
 
 class RDBMUNet(nn.Module):
