@@ -48,7 +48,9 @@ def test_test_py_restores_with_what_was_trained(checkout, trained):
                       env={'PYTHONPATH': str(checkout)})
     table = process.stdout[process.stdout.index('psnr      degraded'):].splitlines()[1:7]
     assert table == trained[trained.rindex('psnr      degraded'):].splitlines()[1:7]
-    assert len(list((checkout / 'results/test_rdbm_universal/visualization').rglob('*.png'))) == 11
+    results = checkout / 'results/test_rdbm_universal'
+    assert len(list((results / 'visualization').rglob('*.png'))) == 11
+    assert '| average | 10 |' in (results / 'table.md').read_text(encoding='utf-8')
 
 
 def test_bad_options_stop_the_stock_script_too(checkout):

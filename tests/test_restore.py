@@ -183,6 +183,14 @@ def test_files_folders_and_patterns(run, tmp_path):
     assert status == 0 and (tmp_path / 'other/name.jpg').is_file()
 
 
+def test_earlier_results_are_no_inputs(run, tmp_path):
+    write(tmp_path / 'a.png')
+    for _ in range(2):
+        status, text = run('.', '-o', 'out')
+        assert status == 0 and '1 of 1 images restored' in text
+    assert [path.name for path in (tmp_path / 'out').rglob('*')] == ['a.png']
+
+
 def bomb(path):
     Image.new('1', (20000, 6000)).save(path)
 

@@ -2,24 +2,11 @@
 import json
 
 import cv2
-import pytest
-import torch
 from conftest import ROOT, command
-
-from rdbm_plugin import RDBMUNet
 
 FAMILY = sorted((ROOT / 'options/family').glob('*.yml'))
 QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
-
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'net.pth'
-    torch.manual_seed(0)
-    network = RDBMUNet('T')
-    torch.nn.init.normal_(network.tail.weight, std=0.01)
-    torch.save({'params_ema': network.state_dict()}, path)
-    return path
+SHIPPED = ROOT / 'rdbm_plugin/weights/rdbm_t.pth'
 
 
 def test_bridges_are_drawn(tmp_path):
@@ -37,8 +24,8 @@ def test_drawing_names_a_bad_file(tmp_path):
     assert 'Traceback' not in process.stdout
 
 
-def test_samplers_are_measured(tmp_path, checkpoint):
-    process = command(ROOT / 'scripts/benchmark_samplers.py', '-opt', QUICK, '--checkpoint', checkpoint,
+def test_samplers_are_measured(tmp_path):
+    process = command(ROOT / 'scripts/benchmark_samplers.py', '-opt', QUICK, '--checkpoint', SHIPPED,
                       '--steps', 1, 5, '--tolerances', '1e-3', '--size', 24, '--device', 'cpu', cwd=tmp_path)
     found = json.loads((tmp_path / 'samplers.json').read_text())['samplers']
     assert len(found) == 5 * 2 + 2 + 2
@@ -53,14 +40,14 @@ def test_samplers_need_a_checkpoint_that_fits(tmp_path):
     assert process.returncode == 1 and 'none.pth' in process.stdout and 'Traceback' not in process.stdout
 
 
-def test_inpainting_example_keeps_what_is_known(tmp_path, checkpoint):
-    process = command(ROOT / 'scripts/example_inpainting.py', '-opt', QUICK, '--checkpoint', checkpoint, '--steps', 2,
+def test_inpainting_example_keeps_what_is_known(tmp_path):
+    process = command(ROOT / 'scripts/example_inpainting.py', '-opt', QUICK, '--checkpoint', SHIPPED, '--steps', 2,
                       cwd=tmp_path)
     lines = [line for line in process.stdout.splitlines() if 'pixels known' in line]
     assert len(lines) == 2
     for line in lines:
         degraded, restored, guided = (float(part.split()[-1]) for part in line.split('PSNR')[1].split(','))
-        assert guided > restored and guided > degraded - 3
+        assert guided > restored > degraded
     assert cv2.imread(str(tmp_path / 'inpainting.png')) is not None
 
 

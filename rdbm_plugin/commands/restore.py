@@ -52,7 +52,7 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
     single = Path(out).suffix.lower() in WRITABLE
     for given in inputs:
         path = Path(given).expanduser()
-        found = list(_images(path))
+        found = list(_images(path, Path(out)))
         if not found:
             what = 'no image in the folder' if path.is_dir() else 'no such file, folder or pattern:'
             faults.append(f'{what} {given}')
@@ -68,11 +68,13 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
     return [(source, target) for target, source in files.items()], faults
 
 
-def _images(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Files that an input names, and what to call them below the output folder."""
+def _images(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Files that an input names, and what to call them below the output folder; not what was written there before."""
     if path.is_dir():
+        inside = out.resolve() if path.resolve() in out.resolve().parents else None
         for each in sorted(path.rglob('*')):
-            if each.suffix.lower() in SUFFIXES and each.is_file() and not each.name.startswith('.'):
+            if each.suffix.lower() in SUFFIXES and each.is_file() and not each.name.startswith('.') \
+                    and inside not in each.resolve().parents:
                 yield each, each.relative_to(path)
         return
     for each in [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True))):
