@@ -9,7 +9,7 @@ VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').
 BASICSR = ['basicsr>=1.4.2']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
-TEST = ['pytest>=7', 'ruff>=0.6', *PLOT]
+TEST = ['pytest>=7', 'ruff>=0.6', 'playwright>=1.40', *PLOT]
 
 setup(
     name='rdbm_plugin',
@@ -19,7 +19,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['rdbm_plugin', 'rdbm_plugin.*']),
-    package_data={'rdbm_plugin': ['py.typed', 'weights/*']},
+    package_data={'rdbm_plugin': ['py.typed', 'weights/*', 'compare/*.html']},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=9.1',
                       'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=5.1', 'tqdm>=4'],

@@ -14,6 +14,7 @@ COMMANDS = {
     'train': 'train a model from an option file',
     'test': 'test a model from an option file',
     'restore': 'restore image files with trained weights',
+    'compare': 'compare any BasicSR models and finished results',
     'doctor': 'check an option file and all its data',
 }
 

@@ -77,6 +77,25 @@ def check_before_writing(pipeline: ModuleType) -> None:
     pipeline.parse_options = parse_options
 
 
+def read_options(arguments: list[str], is_train: bool = False) -> dict:
+    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml ...``.
+
+    BasicSR takes them from the command line of the process alone, and fails without a word on what is wrong with the
+    file.
+    """
+    from pathlib import Path
+
+    from basicsr.utils import options
+
+    from rdbm_plugin.preflight import check_file
+    check_file(arguments)
+    saved, sys.argv = sys.argv, ['rdbm', *arguments]
+    try:
+        return options.parse_options(str(Path.cwd()), is_train=is_train)[0]
+    finally:
+        sys.argv = saved
+
+
 def distribute_on_cpus() -> None:
     """Let ``--launcher pytorch`` work without GPUs.
 

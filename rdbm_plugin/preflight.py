@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -138,15 +137,13 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
             raise OptionError(f'{where}: {error}') from None
 
 
-def needs_clean(metric: str) -> bool:
-    """Whether a registered metric compares with ground truth."""
-    parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
-    return parameter is not None and parameter.default is inspect.Parameter.empty
-
-
 def check_network(opt: Mapping[str, Any]) -> None:
     """Check network_g and that the checkpoint to start from fits it."""
-    with torch.device('meta'):
+    try:
+        with torch.device('meta'):
+            net = build('network_g', _block(opt, 'network_g'), registered('ARCH'))
+    except (RuntimeError, NotImplementedError):
+        # Some networks compute while they are built.
         net = build('network_g', _block(opt, 'network_g'), registered('ARCH'))
     path = opt.get('path') or {}
     checkpoint = path.get('pretrain_network_g')

@@ -24,7 +24,8 @@ SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
 REGISTERED = {
     'BRIDGE_REGISTRY': tuple(f'rdbm_plugin.bridge:{name}' for name in BRIDGES),
     'SAMPLER_REGISTRY': tuple(f'rdbm_plugin.samplers:{name}' for name in SAMPLERS),
-    'ARCH_REGISTRY': ('rdbm_plugin.archs.rdbm_unet_arch:RDBMUNet',),
+    'ARCH_REGISTRY': ('rdbm_plugin.archs.rdbm_unet_arch:RDBMUNet',
+                      'rdbm_plugin.archs.bridge_backbone_arch:BridgeBackbone'),
     'LOSS_REGISTRY': ('rdbm_plugin.losses.residual_modulated_loss:ResidualModulatedLoss',),
     'DATASET_REGISTRY': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',
                          'rdbm_plugin.data.universal_paired_dataset:UniversalPairedDataset'),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -64,6 +64,24 @@ class SetScore:
         return cls(sum(each.images for each in sets), _means([each.restored for each in sets]),
                    _means([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
                    float(np.mean([each.evaluations for each in sets])))
+
+
+class Cost(NamedTuple):
+    """What restoring one image takes.
+
+    Attributes:
+        parameters: Of the network, in millions.
+        evaluations: Of the network, for one image (NFE).
+        multiply_adds: Of one evaluation at 3x256x256, in 1e9.
+        milliseconds: Median over the timed images, several runs each.
+        memory: Peak above what was held before, in MiB; None where it cannot be measured.
+    """
+
+    parameters: float
+    evaluations: float
+    multiply_adds: float
+    milliseconds: float
+    memory: float | None
 
 
 def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

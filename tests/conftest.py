@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
 
 def forced(changes):
     """Arguments that force values in the option file, as BasicSR's --force_yml takes them."""
-    return ['--force_yml', *(f'{key}={value}' for key, value in changes.items())]
+    return ['--force_yml', *(f'{key}={value}' for key, value in changes.items())] if changes else []
 
 
 def rdbm(name, option_file, cwd, changes=None, extra=(), check=True):

@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv_in = _conv(channels, channels, 3, padding=1)
         self.time = nn.Linear(time_channels, 2 * channels)
-        self.conv_out = _zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(N, C, H, W) and (N, time_channels) -> (N, C, H, W)."""
@@ -149,7 +149,7 @@ class RDBMUNet(nn.Module):
             self.up.append(_up(coarse, fine, finest=not self.up))
             self.decoder.append(self._blocks(fine, count))
         self.bottom = self._blocks(channels[-1], blocks[-1])
-        self.tail = _zero(nn.Conv2d(channels[0], 2 * num_in_ch, 3, padding=1))
+        self.tail = zero(nn.Conv2d(channels[0], 2 * num_in_ch, 3, padding=1))
 
     def _blocks(self, channels: int, count: int) -> nn.ModuleList:
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
@@ -168,7 +168,7 @@ class RDBMUNet(nn.Module):
         """
         height, width = x_t.shape[-2:]
         mean, std, told = (self.context(x_t, mu) if context is None else context).tensor_split((1, 2), dim=1)
-        time = F.silu(self.time_in(_sinusoids(t, self.time_channels).to(x_t.dtype)) + told.to(x_t.dtype))
+        time = F.silu(self.time_in(sinusoids(t, self.time_channels).to(x_t.dtype)) + told.to(x_t.dtype))
         time = F.silu(self.time_out(time))
         both = standardise(torch.cat([x_t, mu], dim=1), mean[:, 0], std[:, 0])
         h = self.head(_pad_to_multiple(both, self.stride))
@@ -201,10 +201,11 @@ def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
     return conv
 
 
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
+def zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """Let a layer give zero before training."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _up(coarse: int, fine: int, finest: bool) -> nn.Sequential:
@@ -220,7 +221,7 @@ def _even(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def _sinusoids(t: Tensor, channels: int) -> Tensor:
+def sinusoids(t: Tensor, channels: int) -> Tensor:
     """(N,) -> (N, channels): sines and cosines of periods 2 pi to 2 pi 1e4 (Vaswani et al., arXiv 1706.03762)."""
     rates = torch.exp(torch.arange(channels // 2, device=t.device) * (-math.log(1e4) / (channels // 2)))
     angles = t.float()[:, None] * rates

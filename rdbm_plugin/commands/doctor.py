@@ -20,7 +20,7 @@ KNOWN = {
          'world_size', 'root_path'},
     'train': {'ema_decay', 'node_t_share', 'own_start_share', 'amp', 'optim_g', 'scheduler', 'total_iter',
               'warmup_iter', 'pixel_opt', 'perceptual_opt'},
-    'val': {'val_freq', 'save_img', 'pbar', 'suffix', 'sampler', 'metrics'},
+    'val': {'val_freq', 'save_img', 'pbar', 'suffix', 'sampler', 'metrics', 'tile', 'tile_overlap'},
     'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'},
     'path': {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'root', 'experiments_root',
              'models', 'training_states', 'log', 'visualization', 'results_root'},
@@ -59,20 +59,15 @@ def report(file: str, findings: list[Finding]) -> str:
 def examine(arguments: list[str], images: bool = True) -> Iterator[Finding]:
     """All findings on the option file that ``arguments`` (``-opt FILE --force_yml ...``) name."""
     yield from check_installation()
-    from basicsr.utils import options
-
     import rdbm_plugin.registration  # noqa: F401
+    from rdbm_plugin import compat
     from rdbm_plugin.preflight import check_file, checks
     try:
         training = 'train' in check_file(arguments)
     except OptionError as error:
         yield Finding('error', 'file', str(error))
         return
-    saved, sys.argv = sys.argv, ['rdbm doctor', *arguments]
-    try:
-        opt, _ = options.parse_options(str(Path.cwd()), is_train=training)
-    finally:
-        sys.argv = saved
+    opt = compat.read_options(arguments, training)
     yield from check_keys_of(opt)
     told = []
     try:

@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.img_util import imwrite, tensor2img
 from basicsr.utils.logger import get_root_logger
@@ -19,14 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from rdbm_plugin import preflight, report
+from rdbm_plugin import evaluation, preflight, report
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.models.ranks import in_turn, validation_group
-from rdbm_plugin.options import OptionError
 from rdbm_plugin.results import ImageScore, SetScore, with_average, write_results
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.tiling import OVERLAP, SMALLEST, tiled
@@ -271,19 +269,12 @@ class RDBMModel(SRModel):
         images = {key: tensor2img([image]) for key, image in visuals.items()}
         if save_img:
             imwrite(images['result'], self._image_path(dataset, image, current_iter))
-        restored, degraded = {}, {}
-        for metric, options in (self.opt['val'].get('metrics') or {}).items():
-            if 'gt' not in images and preflight.needs_clean(options['type']):
-                raise OptionError(f'datasets: {dataset}: val: metrics: {metric}: needs ground truth, which this data '
-                                  'set has not; use a paired data set, or metrics without it (calculate_niqe, '
-                                  'pyiqa_score).')
-            clean = {'img2': images['gt']} if 'gt' in images else {}
-            restored[metric] = calculate_metric({'img': images['result'], **clean}, options)
-            known = self.degraded_scores.setdefault(f'{dataset}/{image}', {})
-            if metric not in known:
-                known[metric] = calculate_metric({'img': images['lq'], **clean}, options)
-            degraded[metric] = known[metric]
-        return ImageScore(image, restored, degraded, self.seconds, self.evaluations)
+        metrics, clean = self.opt['val'].get('metrics'), images.get('gt')
+        restored = evaluation.scores(images['result'], clean, metrics, dataset)
+        key = f'{dataset}/{image}'
+        if key not in self.degraded_scores:
+            self.degraded_scores[key] = evaluation.scores(images['lq'], clean, metrics, dataset)
+        return ImageScore(image, restored, self.degraded_scores[key], self.seconds, self.evaluations)
 
     def _image_path(self, dataset: str, image: str, current_iter: int | str) -> str:
         folder = osp.join(self.opt['path']['visualization'], dataset)

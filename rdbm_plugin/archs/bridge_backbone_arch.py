@@ -1,0 +1,56 @@
+"""Any network of BasicSR's registry as the network of a bridge. Needs BasicSR."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdbm_plugin.archs.rdbm_unet_arch import sinusoids, zero
+from rdbm_plugin.options import build, check_int
+
+
+class BridgeBackbone(nn.Module):
+    """A network of one image, told the state, the degraded image and the time.
+
+    A convolution makes the backbone's input of x_t and mu, shifted and scaled by the time; another makes the output
+    of what the backbone gives, x_t and mu. Networks that take more than three channels (``num_in_ch``, ``in_chans``)
+    can be given more of x_t and mu: set ``in_channels`` to the same number.
+
+    ::
+
+        network_g:
+          type: BridgeBackbone
+          backbone: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 22, num_block: 4, upscale: 1}
+
+    Args:
+        backbone: Block of a network that gives images as large as its input.
+        in_channels: That the backbone takes.
+        out_channels: That it gives.
+        num_in_ch: Channels of x_t, of mu and of the output each.
+
+    Raises:
+        OptionError: The backbone cannot be built, or a number is out of its range.
+    """
+
+    time_channels = 64
+
+    def __init__(self, backbone: Mapping[str, Any], in_channels: int = 3, out_channels: int = 3,
+                 num_in_ch: int = 3) -> None:
+        super().__init__()
+        from basicsr.utils.registry import ARCH_REGISTRY
+        check_int('num_in_ch', num_in_ch, 1)
+        self.backbone = build('backbone', backbone, dict(iter(ARCH_REGISTRY)))
+        width = check_int('in_channels', in_channels, 1)
+        self.head = nn.Conv2d(2 * num_in_ch, width, 3, padding=1)
+        self.time = nn.Sequential(nn.Linear(self.time_channels, self.time_channels), nn.SiLU(),
+                                  zero(nn.Linear(self.time_channels, 2 * width)))
+        self.tail = zero(nn.Conv2d(check_int('out_channels', out_channels, 1) + 2 * num_in_ch, num_in_ch, 3, padding=1))
+
+    def forward(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+        """(N, num_in_ch, H, W) in about [-1, 1] and (N,) -> (N, num_in_ch, H, W); zero before training."""
+        both = torch.cat([x_t, mu], dim=1)
+        scale, shift = self.time(sinusoids(t, self.time_channels).to(x_t.dtype))[:, :, None, None].chunk(2, dim=1)
+        found = self.backbone(self.head(both) * (1 + scale) + shift)
+        return self.tail(torch.cat([found[..., :mu.shape[-2], :mu.shape[-1]], both], dim=1))

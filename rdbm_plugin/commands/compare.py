@@ -1,0 +1,53 @@
+"""``rdbm compare``: any BasicSR models and finished results, on the same images, by the same protocol."""
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from rdbm_plugin.options import OptionError
+
+
+def arguments() -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(prog='rdbm compare', description=__doc__.split(': ', 1)[1])
+    parser.add_argument('methods', nargs='+', metavar='METHOD',
+                        help='option files of training or of a test, of any model_type, or folders of restored '
+                             'pictures (results/NAME, or SET/IMAGE.png)')
+    parser.add_argument('--sets', help='option file whose test_ or val_ blocks and metrics are used for all methods '
+                                       '(default: the first option file)')
+    parser.add_argument('-o', '--out', default='comparison', help='folder for tables, pictures and page.html')
+    parser.add_argument('--names', nargs='+', help='of the methods, in their order (default: of files and folders)')
+    parser.add_argument('--page-images', type=int, default=3, help='images of each set that the page shows')
+    parser.add_argument('--no-cost', action='store_true', help='do not measure time, memory and multiply-adds')
+    parser.add_argument('--force_yml', nargs='+', default=[], help='changes to every option file, as for rdbm train')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Compare; return 1 if a method failed, else 0."""
+    args = arguments()
+    import rdbm_plugin.registration  # noqa: F401
+    from rdbm_plugin.compare.comparison import Comparison
+    from rdbm_plugin.compare.methods import Method, read_test_options, unique_names
+    files = [given for given in args.methods if not Path(given).is_dir()]
+    if not (args.sets or files):
+        raise OptionError('--sets: missing; as all methods are folders, an option file has to name the test sets.')
+    if args.names and len(args.names) != len(args.methods):
+        raise OptionError(f'--names: found {len(args.names)} for {len(args.methods)} methods.')
+    comparison = Comparison(args.sets or files[0], Path(args.out), args.force_yml)
+    names = unique_names(args.names or [Path(given).stem for given in args.methods])
+    methods = []
+    for name, given in zip(names, args.methods):
+        if Path(given).is_dir():
+            methods.append(Method(name, Path(given)))
+            continue
+        method = Method(name, Path(args.out, 'methods', name))
+        try:
+            method.opt = read_test_options(given, args.force_yml)
+        except OptionError as error:
+            method.fault = str(error)
+        methods.append(method)
+    comparison.restore(methods, timed=not args.no_cost)
+    comparison.score(methods, args.page_images)
+    comparison.write(methods)
+    return int(any(method.fault for method in methods))

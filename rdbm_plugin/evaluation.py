@@ -1,0 +1,113 @@
+"""Scores and costs of any BasicSR model. Needs BasicSR."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from rdbm_plugin.options import OptionError
+from rdbm_plugin.preflight import registered
+from rdbm_plugin.results import Cost
+
+Picture = NDArray[np.uint8]
+
+
+def needs_clean(metric: str) -> bool:
+    """Whether a registered metric compares with ground truth."""
+    parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def scores(image: Picture, clean: Picture | None, metrics: Mapping[str, Mapping[str, Any]] | None,
+           dataset: str) -> dict[str, float]:
+    """Score of one image by each metric.
+
+    Args:
+        image: BGR, (H, W, 3).
+        clean: The same, or None where there is no ground truth.
+        metrics: The block ``val: metrics:``.
+        dataset: Name for the error.
+
+    Raises:
+        OptionError: A metric needs ground truth and there is none.
+    """
+    found = {}
+    for name, options in (metrics or {}).items():
+        if clean is None and needs_clean(options['type']):
+            raise OptionError(f'datasets: {dataset}: val: metrics: {name}: needs ground truth, which this data set has '
+                              'not; use a paired data set, or metrics without it (calculate_niqe, pyiqa_score).')
+        images = {'img': image} if clean is None else {'img': image, 'img2': clean}
+        found[name] = float(calculate_metric(images, dict(options)))
+    return found
+
+
+def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
+    """Measure a BasicSR model on degraded images, (1, C, H, W) in [0, 1]."""
+    def run(lq: Tensor) -> float:
+        model.feed_data({'lq': lq})
+        _wait(model.device)
+        start = perf_counter()
+        model.test()
+        _wait(model.device)
+        return perf_counter() - start
+
+    square = torch.rand(1, images[0].shape[1], 256, 256, generator=torch.Generator().manual_seed(0))
+    run(square)
+    evaluations = getattr(model, 'evaluations', 1)
+    with FlopCounterMode(display=False) as counter:
+        run(square)
+    seconds, memory = [], []
+    for lq in images:
+        run(lq)
+        with _PeakMemory(model.device) as peak:
+            seconds += [run(lq) for _ in range(repeats)]
+        memory.append(peak.mib)
+    parameters = sum(p.numel() for p in model.get_bare_model(model.net_g).parameters())
+    return Cost(parameters / 1e6, evaluations, counter.get_total_flops() / 2e9 / evaluations,
+                1e3 * float(np.median(seconds)), None if None in memory else max(memory))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+class _PeakMemory:
+    """Peak memory within a ``with`` block, above what was held at its start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.mib: float | None = None
+
+    def __enter__(self) -> _PeakMemory:
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        elif _CLEAR.exists():
+            # Linux: makes the peak of resident memory start anew.
+            _CLEAR.write_text('5')
+            self.before = _resident('VmRSS')
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.device.type == 'cuda':
+            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**20
+        elif _CLEAR.exists():
+            self.mib = (_resident('VmHWM') - self.before) / 2**20
+
+
+_CLEAR = Path('/proc/self/clear_refs')
+
+
+def _resident(kind: str) -> float:
+    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) * 2**10
