@@ -13,7 +13,7 @@ from environment import ROOT, prepare
 
 
 def install_browser() -> None:
-    """Debian's Chromium for the tests of the comparison's page, where that can be installed; they are skipped without."""
+    """Debian's Chromium for the tests of the comparison's page, where it can be had; without, they are skipped."""
     if any(map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))):
         return
     if not shutil.which('apt-get') or not hasattr(os, 'geteuid') or os.geteuid() != 0:
