@@ -80,9 +80,11 @@ def check_before_writing(pipeline: ModuleType) -> None:
 def read_options(arguments: list[str], is_train: bool = False) -> dict:
     """Options as BasicSR's scripts read them from ``-opt FILE --force_yml ...``.
 
-    BasicSR takes them from the command line of the process alone, and fails without a word on what is wrong with the
-    file.
+    BasicSR takes them from the command line of the process alone, tells that nothing is distributed, and fails without
+    a word on what is wrong with the file.
     """
+    from contextlib import redirect_stdout
+    from io import StringIO
     from pathlib import Path
 
     from basicsr.utils import options
@@ -91,7 +93,8 @@ def read_options(arguments: list[str], is_train: bool = False) -> dict:
     check_file(arguments)
     saved, sys.argv = sys.argv, ['rdbm', *arguments]
     try:
-        return options.parse_options(str(Path.cwd()), is_train=is_train)[0]
+        with redirect_stdout(StringIO()):
+            return options.parse_options(str(Path.cwd()), is_train=is_train)[0]
     finally:
         sys.argv = saved
 

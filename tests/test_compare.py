@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import ROOT, command, rdbm
 
-from rdbm_plugin import compat
+from rdbm_plugin import OptionError, compat
 from rdbm_plugin.compare.tables import DEGRADED, Scores, latex, metric_table, ranking
 
 compat.provide_functional_tensor()
@@ -118,6 +118,29 @@ def test_what_has_been_run_is_not_run_again(folder, compared):
     assert picture.stat().st_mtime_ns == before
     compare(folder, 'rdbm.yml', '-o', 'out', '--no-cost', '--force_yml', 'val:sampler:steps=1')
     assert picture.stat().st_mtime_ns != before
+
+
+def test_a_folder_of_something_else_is_left_alone(folder, compared):
+    (folder / 'mine/methods/rdbm').mkdir(parents=True)
+    (folder / 'mine/methods/rdbm/thesis.txt').write_text('precious')
+    process = compare(folder, 'rdbm.yml', '-o', 'mine', check=False)
+    assert process.returncode == 1 and 'holds something else' in process.stdout
+    assert (folder / 'mine/methods/rdbm/thesis.txt').read_text() == 'precious'
+
+
+def test_pictures_are_found_by_the_names_of_basicsr(tmp_path):
+    from rdbm_plugin.compare.methods import find_picture
+    folder = tmp_path / 'run'
+    for value, name in enumerate(('1_run', '1_2_run', '3', '3_x'), 1):
+        (folder / 'visualization/a/sub').mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f'visualization/a/{name}.png'), np.full((2, 2, 3), value, np.uint8))
+        cv2.imwrite(str(folder / f'visualization/a/sub/{name}.png'), np.full((2, 2, 3), 10 * value, np.uint8))
+    values = [find_picture(folder, 'a', name)[0, 0, 0] for name in ('1', '1_2', '3', 'sub/1')]
+    assert values == [1, 2, 3, 10]
+    cv2.imwrite(str(folder / 'visualization/a/4_p.png'), np.zeros((2, 2, 3), np.uint8))
+    cv2.imwrite(str(folder / 'visualization/a/4_q.png'), np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(OptionError, match=r'2 pictures could be a/4: 4_p\.png, 4_q\.png'):
+        find_picture(folder, 'a', '4')
 
 
 def test_pictures_of_a_comparison_are_there(folder, compared):

@@ -35,7 +35,8 @@ def main() -> int:
     if args.names and len(args.names) != len(args.methods):
         raise OptionError(f'--names: found {len(args.names)} for {len(args.methods)} methods.')
     comparison = Comparison(args.sets or files[0], Path(args.out), args.force_yml)
-    names = unique_names(args.names or [Path(given).stem for given in args.methods])
+    names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
+                                       for given in args.methods])
     methods = []
     for name, given in zip(names, args.methods):
         if Path(given).is_dir():

@@ -122,10 +122,12 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None]
     check_options({**opt, 'datasets': {}})
     done = {'fingerprint': fingerprint(opt, sets)}
     note = method.folder / 'made_with.json'
-    if method.folder.exists() and (not note.is_file() or json.loads(note.read_text()) != done):
+    if method.folder.exists() and not note.is_file():
+        raise OptionError(f'{method.folder}: holds something else than an earlier comparison; choose another -o.')
+    if note.is_file() and json.loads(note.read_text(encoding='utf-8')) != done:
         shutil.rmtree(method.folder)
     method.folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(done))
+    note.write_text(json.dumps(done), encoding='utf-8')
     model = build_model(opt)
     timing = []
     for dataset, name, data in items(sets):
@@ -159,7 +161,7 @@ def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
 def write_png(path: Path, picture: Picture) -> None:
     """Write whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial.png')
+    partial = path.with_name(f'.{path.stem}.partial.png')
     if not cv2.imwrite(str(partial), picture):
         raise OSError(f'{path}: cannot be written.')
     partial.replace(path)
@@ -174,8 +176,10 @@ def find_picture(folder: Path, dataset: str, name: str) -> Picture:
     roots = [root for root in (folder / 'visualization' / dataset, folder / dataset) if root.is_dir()]
     for root in roots:
         parent = root / Path(name).parent
-        exact = [path for path in parent.glob(f'{_escape(Path(name).name)}.*') if path.is_file()]
-        found = exact or [path for path in parent.glob(f'{_escape(Path(name).name)}_*.*') if path.is_file()]
+        stem = _escape(Path(name).name)
+        found: list[Path] = []
+        for pattern in (f'{stem}.*', f'{stem}_{_escape(folder.name)}.*', f'{stem}_*.*'):
+            found = found or [path for path in parent.glob(pattern) if path.is_file()]
         if len(found) > 1:
             raise OptionError(f'{folder}: {len(found)} pictures could be {dataset}/{name}: '
                               f'{", ".join(path.name for path in sorted(found)[:3])}; keep one.')
