@@ -142,12 +142,12 @@ def tile_for(network: nn.Module, budget: float | None = None, channels: int = 3)
     return max(SMALLEST, int(side) // 32 * 32)
 
 
-def tiled(network: nn.Module, tile: int | str | None, overlap: int = OVERLAP) -> Callable[..., Tensor]:
-    """The network itself if ``tile`` is None or 0, else on tiles of that size, or of what :func:`tile_for` says.
+def tiled(network: Callable[..., Tensor], tile: int | None, overlap: int = OVERLAP) -> Callable[..., Tensor]:
+    """The network itself if ``tile`` is None or 0, else on tiles of that size.
 
     Args:
         network: See :class:`TiledNetwork`.
-        tile: Pixels, or ``auto``.
+        tile: Pixels.
         overlap: Pixels; cut to half of a tile.
 
     Raises:
@@ -155,5 +155,5 @@ def tiled(network: nn.Module, tile: int | str | None, overlap: int = OVERLAP) ->
     """
     if tile in (None, 0):
         return network
-    side = tile_for(network) if tile == 'auto' else check_int('tile', tile, SMALLEST)
+    side = check_int('tile', tile, SMALLEST)
     return TiledNetwork(network, side, min(check_int('tile_overlap', overlap, 0), side // 2))

@@ -182,14 +182,14 @@ def test_images_without_ground_truth(three_photos, tmp_path):
 def test_tiles_in_a_test(tmp_path):
     data = '  test_1: {name: derain, type: SyntheticUniversalDataset, dataroot_gt: embedded, tasks: [derain, dehaze]}'
     scores = []
-    for name, tile in (('whole', '~'), ('tiled', '192')):
+    for name, tile in (('whole', '~'), ('tiled', '192'), ('auto', 'auto')):
         file = own_file(tmp_path, data, '{psnr: {type: psnr_rgb}}', f'  tile: {tile}\n')
         file.write_text(re.sub(r'  tile: ~ .*\n', '', file.read_text()))
         rdbm('test', file, tmp_path, {**SHIPPED, 'name': name})
         scores.append([(row['image'], float(row['psnr'])) for row in read(tmp_path / f'results/{name}/images.csv')])
     assert [name for name, _ in scores[0]] == ['derain/chelsea', 'dehaze/chelsea', 'derain/coffee', 'dehaze/coffee']
-    for (_, whole), (_, tiled) in zip(*scores):
-        assert 0 < abs(whole - tiled) < 0.05
+    for (_, whole), (_, tiled), (_, auto) in zip(*scores):
+        assert 0 < abs(whole - tiled) < 0.05 and whole == auto
     assert len(list((tmp_path / 'results/tiled/visualization/derain').rglob('*_tiled.png'))) == 4
 
 

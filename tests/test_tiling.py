@@ -112,5 +112,4 @@ def test_bad_sizes_are_named(tile, overlap):
 def test_no_tiles_are_the_network_itself():
     network = RDBMUNet('T')
     assert tiled(network, None) is tiled(network, 0) is network
-    assert tiled(network, 'auto').tile == tile_for(network)
     assert tiled(network, 96, 64).overlap == 48

@@ -27,7 +27,7 @@ from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.models.ranks import in_turn, validation_group
 from rdbm_plugin.results import ImageScore, SetScore, with_average, write_results
 from rdbm_plugin.samplers import build_sampler
-from rdbm_plugin.tiling import OVERLAP, SMALLEST, tiled
+from rdbm_plugin.tiling import OVERLAP, SMALLEST, tile_for, tiled
 
 
 class RDBMModel(SRModel):
@@ -61,6 +61,8 @@ class RDBMModel(SRModel):
         self.finished: dict[str, list[ImageScore]] = {}
         self.examples: dict[str, list[report.Picture]] = {}
         self.warm = False
+        settings = opt.get('val') or {}
+        self.tile, self.tile_overlap = settings.get('tile'), settings.get('tile_overlap', OVERLAP)
         self.across_ranks = validation_group() if opt['dist'] else None
         super().__init__(opt)
 
@@ -203,11 +205,12 @@ class RDBMModel(SRModel):
     def test(self, keep_trajectory: bool = False) -> None:
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         net.eval()
-        settings = self.opt.get('val') or {}
+        if self.tile == 'auto':
+            self.tile = tile_for(net)
+        network = tiled(net, self.tile, self.tile_overlap)
         self._wait()
         start = perf_counter()
         with torch.inference_mode():
-            network = tiled(net, settings.get('tile'), settings.get('tile_overlap', OVERLAP))
             result = self.sampler(network, 2 * self.lq - 1, self.seeds, keep_trajectory)
         self._wait()
         self.seconds = perf_counter() - start
@@ -312,10 +315,10 @@ class RDBMModel(SRModel):
         if self.opt['rank'] != 0:
             return
         logger = get_root_logger()
-        evaluations = next(reversed(rows.values())).evaluations
+        evaluations = SetScore.average(sets.values()).evaluations
         for metric in sets[name].restored:
             table = report.gain_table({dataset: (each.degraded[metric], each.restored[metric])
-                                       for dataset, each in rows.items()}, metric)
+                                       for dataset, each in sets.items()}, metric)
             logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{table}')
         picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
