@@ -30,8 +30,12 @@ class TrainingSettings(NamedTuple):
 
 
 def registered(name: str) -> dict[str, Any]:
-    """Name -> class of one of BasicSR's registries, such as ``registered('ARCH')``."""
-    return dict(iter(getattr(registry, f'{name}_REGISTRY')))
+    """Name -> class of one of BasicSR's registries, such as ``registered('ARCH')``.
+
+    BasicSR finds what it has registered with a suffix, as SRVGGNetCompact_basicsr, without it too.
+    """
+    found = dict(iter(getattr(registry, f'{name}_REGISTRY')))
+    return {**{key.removesuffix('_basicsr'): value for key, value in found.items()}, **found}
 
 
 def _block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rdbm_plugin.options import build
 
 compat.provide_functional_tensor()
 FILES = sorted((ROOT / 'options/baselines').glob('*.yml'))
-FOREIGN = [file for file in FILES if 'model_type: SRModel' in file.read_text(encoding='utf-8')]
+FOREIGN = [file for file in FILES if 'model_type: RDBMModel' not in file.read_text(encoding='utf-8')]
 QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
 EDSR = '{type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 1}'
 SWINIR = ("{type: SwinIR, img_size: 16, in_chans: 6, window_size: 8, upscale: 1, upsampler: '', embed_dim: 8, "
@@ -34,7 +34,7 @@ def read(file):
 def test_there_are_three_architectures_for_each_size():
     types = {read(file)['network_g']['type'] for file in FOREIGN}
     assert len(types) >= 3
-    assert {file.stem for file in FOREIGN} == {f'{kind}_{size}' for kind in ('edsr', 'rcan', 'rrdbnet', 'swinir')
+    assert {file.stem for file in FOREIGN} == {f'{kind}_{size}' for kind in ('edsr', 'rcan', 'srvgg', 'swinir')
                                                for size in 'tb'}
 
 
@@ -43,6 +43,9 @@ def test_there_are_three_architectures_for_each_size():
 def test_foreign_networks_are_as_large_as_ours(file):
     ours = RDBMUNet(file.stem[-1].upper())
     network = build('network_g', read(file)['network_g'], registered())
+    with torch.no_grad():
+        size = (48, 40) if 'swinir' in file.stem else (45, 38)  # SwinIRModel pads
+        assert network(torch.zeros(1, 3, *size)).shape == (1, 3, *size), 'photos have any size'
     parameters = [sum(p.numel() for p in each.parameters()) for each in (network, ours)]
     if abs(parameters[0] / parameters[1] - 1) <= 0.05:
         return
@@ -78,6 +81,16 @@ def test_networks_of_basicsr_train_in_the_bridge_by_option_file_alone(tmp_path, 
     changes = {key: value for key, value in TINY.items() if 'variant' not in key and not re.search('val_[2-5]', key)}
     process = command('-m', 'rdbm_plugin', 'train', '-opt', 'own.yml', *forced({**changes, **short(3)}), cwd=tmp_path)
     assert 'Network [BridgeBackbone] is created.' in process.stdout and 'Validation derain' in process.stdout
+
+
+def test_swinir_restores_photos_of_any_size(tmp_path):
+    text = (ROOT / 'options/baselines/swinir_t.yml').read_text(encoding='utf-8')
+    text = re.sub(r'embed_dim: 50, depths: .*?, num_heads: .*?\]', 'embed_dim: 8, depths: [2], num_heads: [2]', text)
+    (tmp_path / 'own.yml').write_text(re.sub(r'  val_[2-5]: .*\n', '', text))
+    changes = {key: value for key, value in TINY.items() if not re.search('variant|sampler|val_', key)}
+    changes['datasets:val_1:gt_size'] = 37
+    process = command('-m', 'rdbm_plugin', 'train', '-opt', 'own.yml', *forced({**changes, **short(2)}), cwd=tmp_path)
+    assert 'Model [SwinIRModel] is created.' in process.stdout and 'Validation derain' in process.stdout
 
 
 def test_backbone_is_zero_at_first_sees_all_inputs_and_learns():

@@ -39,9 +39,9 @@ class BridgeBackbone(nn.Module):
     def __init__(self, backbone: Mapping[str, Any], in_channels: int = 3, out_channels: int = 3,
                  num_in_ch: int = 3) -> None:
         super().__init__()
-        from basicsr.utils.registry import ARCH_REGISTRY
+        from rdbm_plugin.preflight import registered
         check_int('num_in_ch', num_in_ch, 1)
-        self.backbone = build('backbone', backbone, dict(iter(ARCH_REGISTRY)))
+        self.backbone = build('backbone', backbone, registered('ARCH'))
         width = check_int('in_channels', in_channels, 1)
         self.head = nn.Conv2d(2 * num_in_ch, width, 3, padding=1)
         self.time = nn.Sequential(nn.Linear(self.time_channels, self.time_channels), nn.SiLU(),
