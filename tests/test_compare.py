@@ -144,6 +144,8 @@ def test_pictures_are_found_by_the_names_of_basicsr(tmp_path):
 
 
 def test_pictures_of_a_comparison_are_there(folder, compared):
+    text = (folder / 'out/table.md').read_text(encoding='utf-8')
+    assert '**' in text and '<u>' in text and '__' not in text
     crops = cv2.imread(str(folder / 'out/crops.png'))
     assert crops.shape[1] > 1000 and crops.std() > 10
 

@@ -116,13 +116,15 @@ class Comparison:
         plain_tables = [metric_table(rows, metric, better) for metric, better in self.better.items()]
         costs = cost_table(rows)
         text = '\n\n'.join(aligned(table) for table in [*plain_tables, costs] if len(table) > 1)
-        marked = [metric_table(rows, metric, better, '**{}**', '__{}__') for metric, better in self.better.items()]
+        marked = {second: [*(metric_table(rows, metric, better, '**{}**', second)
+                             for metric, better in self.better.items()), *([costs] if len(costs) > 1 else [])]
+                  for second in ('__{}__', '<u>{}</u>')}
         write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
         write_csv(self.out / 'images.csv', [['method', 'set', 'image', *self.metrics], *(
             [name, dataset, each.image, *map(repr, each.restored.values())]
             for name, sets in self.found.items() for dataset, images in sets.items() for each in images)])
-        tables = [*marked, *([costs] if len(costs) > 1 else [])]
-        (self.out / 'table.md').write_text('\n'.join(map(markdown, tables)), encoding='utf-8')
+        # Markdown has no underline of its own; the page reads the first form.
+        (self.out / 'table.md').write_text('\n'.join(map(markdown, marked['<u>{}</u>'])), encoding='utf-8')
         (self.out / 'table.tex').write_text(latex(rows, self.better), encoding='utf-8')
         about = {'test sets and metrics from': self.file, 'metrics': self.metrics,
                  'multiply-adds': 'of one evaluation at 3x256x256', 'versions': versions(),
@@ -130,7 +132,7 @@ class Comparison:
         content = {'faults': faults, 'rows': [row._asdict() for row in rows], **about}
         (self.out / 'comparison.json').write_text(json.dumps(plain(content), indent=1), encoding='utf-8')
         title = f'Comparison of {", ".join(method.name for method in methods)}'
-        page.write_page(self.out / 'page.html', title, tables, self.shown, faults, about)
+        page.write_page(self.out / 'page.html', title, marked['__{}__'], self.shown, faults, about)
         self._write_grid(faults)
         print(text)
         for name, fault in faults.items():
