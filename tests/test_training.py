@@ -176,7 +176,7 @@ def test_bad_input_is_named_before_anything_is_written(case, refused):
 def test_checkpoint_of_another_variant_is_named(trained, refused):
     path = trained[0] / RUN / 'models/net_g_latest.pth'
     error = refused('train', QUICK, {'network_g:variant': 'S', 'path:pretrain_network_g': path})
-    for words in (str(path), '0.45 M', 'RDBMUNet variant T', 'variant S', '1.22 M'):
+    for words in (str(path), '0.46 M', 'RDBMUNet variant T', 'variant S', '1.19 M'):
         assert words in error
 
 
