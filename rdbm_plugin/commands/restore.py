@@ -114,7 +114,6 @@ def restore_file(restore: Restorer, source: Path, target: Path, args: Namespace,
     write_photo(target, after)
     if args.compare:
         write_photo(target.with_name(f'{target.stem}_compare.png'), comparison(before, after))
-    bar.n = begun
 
 
 def main() -> int:
@@ -130,8 +129,8 @@ def main() -> int:
                            dtype=args.dtype)
     restored = 0
     with tqdm(total=len(files), desc='Restoring', bar_format=BAR) as bar:
-        for source, target in files:
-            bar.set_postfix_str(f'{restored + 1}/{len(files)} {source.name}')
+        for number, (source, target) in enumerate(files, 1):
+            bar.set_postfix_str(f'{number}/{len(files)} {source.name}')
             try:
                 restore_file(restore, source, target, args, bar)
                 restored += 1
@@ -139,6 +138,7 @@ def main() -> int:
                 failed += 1
                 bar.write(f'rdbm restore: {error if isinstance(error, ImageError) else f"{source}: {error}"}',
                           file=sys.stderr)
-            bar.update()
+            bar.n = number
+            bar.refresh()
     print(f'{restored} of {len(files)} images restored to {args.out}')
     return int(failed > 0)
