@@ -6,6 +6,8 @@ None of them changes what BasicSR does for other models. All act in the process 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -66,15 +68,40 @@ def check_before_writing(pipeline: ModuleType) -> None:
     """
     from basicsr.utils.options import parse_options as read
 
+    from rdbm_plugin.options import OptionError
     from rdbm_plugin.preflight import check_file, check_options
 
     def parse_options(root_path: str, is_train: bool = True) -> tuple:
         check_file(sys.argv[1:])
-        opt, args = read(root_path, is_train=is_train)
+        with _named_changes():
+            opt, args = read(root_path, is_train=is_train)
         check_options(opt)
+        if not is_train and not opt['path'].get('pretrain_network_g'):
+            raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
         return opt, args
 
     pipeline.parse_options = parse_options
+
+
+@contextmanager
+def _named_changes() -> Iterator[None]:
+    """Say in one line what is wrong with ``--force_yml``, which BasicSR runs as a program."""
+    from rdbm_plugin.options import OptionError
+    try:
+        yield
+    except (KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
+        if '--force_yml' not in sys.argv or isinstance(error, OptionError):
+            raise
+        raise OptionError(f'--force_yml: {type(error).__name__}: {error}; expected KEY:KEY=VALUE, where all keys but '
+                          'the last stand in the option file, and lists as [...] with quoted text.') from None
+
+
+def end_distributed() -> None:
+    """Let ranks part in order; a rank that leaves while others still work makes some of them abort."""
+    import torch
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def read_options(arguments: list[str], is_train: bool = False) -> dict:
@@ -93,7 +120,7 @@ def read_options(arguments: list[str], is_train: bool = False) -> dict:
     check_file(arguments)
     saved, sys.argv = sys.argv, ['rdbm', *arguments]
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), _named_changes():
             return options.parse_options(str(Path.cwd()), is_train=is_train)[0]
     finally:
         sys.argv = saved

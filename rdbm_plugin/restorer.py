@@ -61,6 +61,8 @@ class Restorer:
                  tile: int | str = 'auto', overlap: int = OVERLAP, memory: float | None = None, device: str = 'auto',
                  dtype: str = 'float32') -> None:
         self.checkpoint = Path(checkpoint) if checkpoint else SHIPPED
+        if not self.checkpoint.is_file():
+            raise OptionError(f'checkpoint: no file {str(self.checkpoint)!r} (looked in {self.checkpoint.absolute()}).')
         self.opt_file = Path(opt) if opt else find_options(self.checkpoint)
         options = read_options(self.opt_file)
         self.device = _device(device)
@@ -117,6 +119,10 @@ class Restorer:
     @torch.inference_mode()
     def _restore(self, lq: Tensor, seed: int, progress: Callable[[float], None] | None) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> the same, on the CPU."""
+        if not lq.numel() or not bool(lq.isfinite().all()) or float(lq.abs().max()) > 2:
+            raise OptionError(f'image: found {"values" if lq.numel() else "no pixels"} in shape {tuple(lq.shape)} '
+                              + (f'from {float(lq.min()):g} to {float(lq.max()):g}; ' if lq.numel() else '; ')
+                              + 'expected finite floats in [0, 1], or uint8 or uint16 arrays.')
         lq = lq.to(self.device)
         longest = max(lq.shape[-2:])
         while True:

@@ -76,7 +76,8 @@ def test_tiny_and_odd_sizes(restore, shape):
 
 
 @pytest.mark.parametrize('image', [np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.int32), torch.zeros(4, 4),
-                                   torch.zeros(3, 4, 4, dtype=torch.uint8)])
+                                   torch.zeros(3, 4, 4, dtype=torch.uint8), np.full((4, 4, 3), 200.0),
+                                   np.full((4, 4, 3), np.nan), np.zeros((0, 4, 3), np.uint8)])
 def test_other_forms_are_refused(restore, image):
     with pytest.raises(OptionError, match='image: found'):
         restore(image)
@@ -110,7 +111,7 @@ def test_progress_ends_at_one(restore):
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
-    ({'checkpoint': 'no.pth'}, 'opt: found none for no.pth'),
+    ({'checkpoint': 'no.pth'}, "checkpoint: no file 'no.pth'"),
     ({'opt': 'no.yml'}, "opt: no file 'no.yml'"),
     ({'steps': 0}, 'steps: found 0'),
     ({'solver': 'eulr'}, "Did you mean 'euler'"),
@@ -223,6 +224,28 @@ def test_bad_inputs_and_outputs_are_named_and_the_others_are_restored(run, tmp_p
     assert same.read_bytes() == before
     status, text = run('empty', '-o', 'out')
     assert status == 1
+
+
+def test_no_output_replaces_any_input(run, tmp_path):
+    """Also not that of another one, nor a comparison another's."""
+    first, second = write(tmp_path / 'a/1.png'), write(tmp_path / 'b/1.png')
+    before = second.read_bytes()
+    status, text = run('a', 'b', '-o', 'b')
+    assert status == 1 and second.read_bytes() == before and text.count('would replace the input') == 2
+    write(tmp_path / 'c/x.png')
+    write(tmp_path / 'c/x.jpg')
+    write(tmp_path / 'c/x_compare.png')
+    status, _ = run('c', '-o', 'out', '--compare')
+    assert status == 0 and len(list((tmp_path / 'out').iterdir())) == 6
+    assert first.is_file()
+
+
+def test_gray_with_alpha_stays_gray(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 2), dtype=np.uint8)
+    Image.fromarray(pixels, 'LA').save(tmp_path / 'la.png')
+    assert run('la.png', '-o', 'out')[0] == 0
+    made = np.asarray(Image.open(tmp_path / 'out/la.png').convert('RGBA'))
+    assert np.array_equal(made[..., 0], made[..., 2]) and made[..., 3].std() > 0
 
 
 def test_unwritable_output_is_named(run, tmp_path):

@@ -199,6 +199,9 @@ def test_tiles_in_a_test(tmp_path):
     ({'val:metrics:psnr:crop_border': -1}, "val: metrics: psnr: crop_border: found '-1'"),
     ({'val:metrics:psnr:better': 'high'}, "val: metrics: psnr: better: found 'high'"),
     pytest.param({'val:metrics:psnr:type': 'lpips'}, "val: metrics: psnr: metric 'lpips' needs pyiqa", marks=NO_PYIQA),
+    ({'path:pretrain_network_g': '~'}, 'path: '),
+    ({'val:smapler:steps': 1}, "--force_yml: KeyError: 'smapler'"),
+    ({'val:metrics:psnr:crop_border': '[a]'}, '--force_yml: NameError'),
     ({'val:tile': 20}, 'val: tile: found 20'),
     ({'val:tile_overlap': -1}, "val: tile_overlap: found '-1'"),
 ])

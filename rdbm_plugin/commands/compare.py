@@ -34,6 +34,10 @@ def main() -> int:
         raise OptionError('--sets: missing; as all methods are folders, an option file has to name the test sets.')
     if args.names and len(args.names) != len(args.methods):
         raise OptionError(f'--names: found {len(args.names)} for {len(args.methods)} methods.')
+    try:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f'--out: {args.out}: cannot be made ({error.strerror}).') from None
     comparison = Comparison(args.sets or files[0], Path(args.out), args.force_yml)
     names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
                                        for given in args.methods])

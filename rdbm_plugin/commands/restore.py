@@ -50,16 +50,17 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
     files: dict[Path, Path] = {}
     faults = []
     single = Path(out).suffix.lower() in WRITABLE
-    for given in inputs:
+    named = {given: list(_images(Path(given).expanduser(), Path(out))) for given in inputs}
+    sources = {source.resolve() for found in named.values() for source, _ in found}
+    for given, found in named.items():
         path = Path(given).expanduser()
-        found = list(_images(path, Path(out)))
         if not found:
             what = 'no image in the folder' if path.is_dir() else 'no such file, folder or pattern:'
             faults.append(f'{what} {given}')
         for source, name in found:
             target = Path(out) if single else Path(out) / _writable(name)
-            if target.resolve() == source.resolve():
-                faults.append(f'{source}: the output would replace the input; choose another folder with -o.')
+            if target.resolve() in sources:
+                faults.append(f'{source}: the output would replace the input {target}; choose another folder with -o.')
             elif target in files:
                 faults.append(f'{source}: would be written to {target} like {files[target]}; '
                               + ('name a folder with -o.' if single else 'restore it into another folder.'))
@@ -93,8 +94,21 @@ def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:
     return Photo(strip(pictures, min(height, len(before.rgb))))
 
 
-def restore_file(restore: Restorer, source: Path, target: Path, args: Namespace, bar: tqdm) -> None:
-    """Restore one file.
+def beside_all(targets: list[Path]) -> list[Path]:
+    """NAME_compare.png beside each output; with its suffix in the name where that is another's."""
+    taken = set(targets)
+    found = []
+    for target in targets:
+        path = target.with_name(f'{target.stem}_compare.png')
+        while path in taken:
+            path = path.with_name(f'{target.name}_{path.name}')
+        taken.add(path)
+        found.append(path)
+    return found
+
+
+def restore_file(restore: Restorer, source: Path, target: Path, beside: Path, args: Namespace, bar: tqdm) -> None:
+    """Restore one file; ``beside`` is where --compare writes.
 
     Raises:
         ImageError: It cannot be read, or the result cannot be written.
@@ -113,7 +127,7 @@ def restore_file(restore: Restorer, source: Path, target: Path, args: Namespace,
         bar.write(f'{source}: {warning.message}', file=sys.stderr)
     write_photo(target, after)
     if args.compare:
-        write_photo(target.with_name(f'{target.stem}_compare.png'), comparison(before, after))
+        write_photo(beside, comparison(before, after))
 
 
 def main() -> int:
@@ -129,10 +143,10 @@ def main() -> int:
                            dtype=args.dtype)
     restored = 0
     with tqdm(total=len(files), desc='Restoring', bar_format=BAR) as bar:
-        for number, (source, target) in enumerate(files, 1):
+        for number, ((source, target), beside) in enumerate(zip(files, beside_all([each for _, each in files])), 1):
             bar.set_postfix_str(f'{number}/{len(files)} {source.name}')
             try:
-                restore_file(restore, source, target, args, bar)
+                restore_file(restore, source, target, beside, args, bar)
                 restored += 1
             except (ImageError, RuntimeError, MemoryError) as error:
                 failed += 1

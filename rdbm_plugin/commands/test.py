@@ -33,10 +33,12 @@ def main() -> None:
     compat.distribute_on_cpus()
     if given.steps is None:
         test.test_pipeline(str(Path.cwd()))
+        compat.end_distributed()
         return
     if not all(part.isdigit() for part in given.steps.split(',')):
         raise OptionError(f'--steps: found {given.steps!r}; expected whole numbers with commas, such as 1,2,5,10.')
     sweep(sorted({int(part) for part in given.steps.split(',')}))
+    compat.end_distributed()
 
 
 def sweep(steps: list[int]) -> None:

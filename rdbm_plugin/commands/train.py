@@ -14,3 +14,4 @@ def main() -> None:
     compat.distribute_on_cpus()
     compat.resume_anywhere(train)
     train.train_pipeline(str(Path.cwd()))
+    compat.end_distributed()

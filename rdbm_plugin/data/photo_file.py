@@ -82,7 +82,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _decoded(content: bytes, image: Image.Image) -> Photo:
-    profile = image.info.get('icc_profile')
+    # A profile of other colours would be wrong for the RGB that is made of them.
+    profile = None if image.mode in ('CMYK', 'LAB', 'YCbCr', 'HSV') else image.info.get('icc_profile')
     # Pillow and OpenCV turn TIFF upright by themselves.
     orientation = 1 if image.format == 'TIFF' else image.getexif().get(0x0112, 1)
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -94,7 +95,8 @@ def _decoded(content: bytes, image: Image.Image) -> Photo:
         return Photo(rgb, channels == 1, stored[..., 3].copy() if channels == 4 else None, profile)
     clear = 'A' in image.mode or 'transparency' in image.info
     pixels = np.ascontiguousarray(upright(np.asarray(image.convert('RGBA' if clear else 'RGB')), orientation))
-    return Photo(pixels[..., :3].copy(), image.mode in ('1', 'L'), pixels[..., 3].copy() if clear else None, profile)
+    alpha = pixels[..., 3].copy() if clear else None
+    return Photo(pixels[..., :3].copy(), image.mode in ('1', 'L', 'LA'), alpha, profile)
 
 
 def upright(image: NDArray, orientation: int) -> NDArray:
@@ -121,8 +123,8 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     if suffix not in WRITABLE:
         raise ImageError(f'{path}: cannot write {path.suffix!r}; expected one of {", ".join(WRITABLE)}.')
     pixels = np.rint(photo.rgb.mean(axis=2)).astype(photo.rgb.dtype) if photo.gray else photo.rgb
-    if photo.alpha is not None and suffix in CLEAR and not photo.gray:
-        pixels = np.dstack([pixels, photo.alpha])
+    if photo.alpha is not None and suffix in CLEAR:
+        pixels = np.dstack([pixels] * (3 if photo.gray else 1) + [photo.alpha])
     if pixels.dtype == np.uint16 and suffix not in DEEP:
         pixels = np.rint(pixels / np.float32(257)).astype(np.uint8)
     content = _encode(pixels, suffix, photo.profile)
