@@ -21,6 +21,11 @@ from rdbm_plugin.results import Cost
 Picture = NDArray[np.uint8]
 
 
+def image_name(data: Mapping[str, Any]) -> str:
+    """What a test image is called within its set, from a batch of one."""
+    return data['name'][0] if 'name' in data else Path(data['lq_path'][0]).stem
+
+
 def needs_clean(metric: str) -> bool:
     """Whether a registered metric compares with ground truth."""
     parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
@@ -54,10 +59,10 @@ def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
     """Measure a BasicSR model on degraded images, (1, C, H, W) in [0, 1]."""
     def run(lq: Tensor) -> float:
         model.feed_data({'lq': lq})
-        _wait(model.device)
+        wait(model.device)
         start = perf_counter()
         model.test()
-        _wait(model.device)
+        wait(model.device)
         return perf_counter() - start
 
     square = torch.rand(1, images[0].shape[1], 256, 256, generator=torch.Generator().manual_seed(0))
@@ -76,7 +81,8 @@ def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
                 1e3 * float(np.median(seconds)), None if None in memory else max(memory))
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 

@@ -111,7 +111,6 @@ class Comparison:
     def write(self, methods: Sequence[Method]) -> None:
         """Write tables, grid and page, and print the tables."""
         rows = self.rows(methods)
-        self.out.mkdir(parents=True, exist_ok=True)
         faults = {method.name: method.fault for method in methods if method.fault}
         plain_tables = [metric_table(rows, metric, better) for metric, better in self.better.items()]
         costs = cost_table(rows)

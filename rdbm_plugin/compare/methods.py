@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
 from rdbm_plugin import compat
-from rdbm_plugin.evaluation import measure
+from rdbm_plugin.evaluation import image_name, measure
 from rdbm_plugin.options import OptionError
 from rdbm_plugin.preflight import check_options
 from rdbm_plugin.results import Cost, plain
@@ -99,7 +100,7 @@ def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any
     for dataset, images in sets.items():
         for index in range(len(images)):
             data = default_collate([images[index]])
-            yield dataset, data['name'][0] if 'name' in data else Path(data['lq_path'][0]).stem, data
+            yield dataset, image_name(data), data
 
 
 def examples(sets: Mapping[str, Dataset]) -> Iterator[Example]:
@@ -176,9 +177,9 @@ def find_picture(folder: Path, dataset: str, name: str) -> Picture:
     roots = [root for root in (folder / 'visualization' / dataset, folder / dataset) if root.is_dir()]
     for root in roots:
         parent = root / Path(name).parent
-        stem = _escape(Path(name).name)
+        stem = escape(Path(name).name)
         found: list[Path] = []
-        for pattern in (f'{stem}.*', f'{stem}_{_escape(folder.name)}.*', f'{stem}_*.*'):
+        for pattern in (f'{stem}.*', f'{stem}_{escape(folder.name)}.*', f'{stem}_*.*'):
             found = found or [path for path in parent.glob(pattern) if path.is_file()]
         if len(found) > 1:
             raise OptionError(f'{folder}: {len(found)} pictures could be {dataset}/{name}: '
@@ -190,10 +191,6 @@ def find_picture(folder: Path, dataset: str, name: str) -> Picture:
             return picture
     raise OptionError(f'{folder}: no picture of {dataset}/{name}; expected {dataset}/{name}.png or '
                       f'visualization/{dataset}/{name}_SUFFIX.png.')
-
-
-def _escape(name: str) -> str:
-    return ''.join(f'[{letter}]' if letter in '*?[' else letter for letter in name)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -208,11 +208,11 @@ class RDBMModel(SRModel):
         if self.tile == 'auto':
             self.tile = tile_for(net)
         network = tiled(net, self.tile, self.tile_overlap)
-        self._wait()
+        evaluation.wait(self.device)
         start = perf_counter()
         with torch.inference_mode():
             result = self.sampler(network, 2 * self.lq - 1, self.seeds, keep_trajectory)
-        self._wait()
+        evaluation.wait(self.device)
         self.seconds = perf_counter() - start
         self.evaluations = result.nfe
         # Adding half the residual to the input, not mapping x0 back, keeps untouched pixels bit-identical.
@@ -227,11 +227,6 @@ class RDBMModel(SRModel):
         self.lq = whole[..., :SMALLEST, :SMALLEST]
         self.test()
         self.lq, self.warm = whole, True
-
-    def _wait(self) -> None:
-        """Until the device has done what it was given."""
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
 
     def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         # BasicSR's version lets rank 0 work alone, until the others' next collective call times out.
@@ -258,8 +253,7 @@ class RDBMModel(SRModel):
             visuals = self.get_current_visuals()
             if index == 0:
                 self._show_example(name, visuals, current_iter, tb_logger)
-            image = data['name'][0] if 'name' in data else Path(data['lq_path'][0]).stem
-            return self._score(name, image, visuals, current_iter, save_img)
+            return self._score(name, evaluation.image_name(data), visuals, current_iter, save_img)
 
         scores = in_turn(lambda: [score(index) for index in bar], self.across_ranks)
         result = SetScore.of(scores)
