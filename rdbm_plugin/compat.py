@@ -6,12 +6,17 @@ None of them changes what BasicSR does for other models. All act in the process 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from io import StringIO
+from math import ceil
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _REMOVED = 'torchvision.transforms.functional_tensor'
 
@@ -35,30 +40,43 @@ def provide_functional_tensor() -> None:
         sys.meta_path.append(_FunctionalTensor())
 
 
-def resume_anywhere(basicsr_train: ModuleType) -> None:
-    """Let ``--auto_resume`` and ``path: resume_state`` work without a GPU and in any experiments folder.
+class _YamlOf:
+    """Stands in for the module yaml within BasicSR's parse_options: what it loads has been read already."""
 
-    BasicSR asks for ``torch.cuda.current_device()``, which fails on a CPU, and looks for states under the working
-    directory only.
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.load = lambda *_, **__: content
+
+    def __getattr__(self, name: str) -> Any:
+        import yaml
+        return getattr(yaml, name)
+
+
+def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
+    """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.option_file`.
+
+    BasicSR runs both as programs, and seeds before the changes are made. ``--local-rank`` is what
+    torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
+
+    Raises:
+        OptionError: Naming file, key, line or change.
     """
-    from pathlib import Path
+    from basicsr.utils import options
 
-    import torch
-    from basicsr.utils.misc import check_resume
-
-    def load_resume_state(opt: dict) -> dict | None:
-        path = opt['path'].get('resume_state')
-        if opt['auto_resume']:
-            found = Path(opt['path']['training_states']).glob('*.state')
-            path = max(found, key=lambda state: int(state.stem), default=None)
-        if path is None:
-            return None
-        opt['path']['resume_state'] = str(path)
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        check_resume(opt, state['iter'])
-        return state
-
-    basicsr_train.load_resume_state = load_resume_state
+    from rdbm_plugin.option_file import read_option_file
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('-opt')
+    parser.add_argument('--force_yml', nargs='+', default=[])
+    given, rest = parser.parse_known_args(sys.argv[1:])
+    if given.opt is None:
+        return options.parse_options(root_path, is_train=is_train)
+    content = read_option_file(given.opt, given.force_yml)
+    saved, yaml = sys.argv, options.yaml
+    sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
+    options.yaml = _YamlOf(content)
+    try:
+        return options.parse_options(root_path, is_train=is_train)
+    finally:
+        sys.argv, options.yaml = saved, yaml
 
 
 def check_before_writing(pipeline: ModuleType) -> None:
@@ -66,34 +84,129 @@ def check_before_writing(pipeline: ModuleType) -> None:
 
     BasicSR makes folders and renames those of an older run before it builds anything.
     """
-    from basicsr.utils.options import parse_options as read
-
     from rdbm_plugin.options import OptionError
-    from rdbm_plugin.preflight import check_file, check_options
+    from rdbm_plugin.preflight import check_options
 
-    def parse_options(root_path: str, is_train: bool = True) -> tuple:
-        check_file(sys.argv[1:])
-        with _named_changes():
-            opt, args = read(root_path, is_train=is_train)
+    def parse(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
+        opt, args = parse_options(root_path, is_train)
         check_options(opt)
         if not is_train and not opt['path'].get('pretrain_network_g'):
             raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
         return opt, args
 
-    pipeline.parse_options = parse_options
+    pipeline.parse_options = parse
 
 
-@contextmanager
-def _named_changes() -> Iterator[None]:
-    """Say in one line what is wrong with ``--force_yml``, which BasicSR runs as a program."""
+def go_on_exactly(pipeline: ModuleType) -> None:
+    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train go on within an epoch, from whole files alone.
+
+    BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
+    working directory only. Models that have no ``attach`` keep BasicSR's data order.
+    """
+    from functools import partial
+
+    from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
+    from rdbm_plugin.data.task_mixture import MixedDataset
+    from rdbm_plugin.models.durable_model import DurableModel, Loop
     from rdbm_plugin.options import OptionError
-    try:
-        yield
-    except (KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        if '--force_yml' not in sys.argv or isinstance(error, OptionError):
-            raise
-        raise OptionError(f'--force_yml: {type(error).__name__}: {error}; expected KEY:KEY=VALUE, where all keys but '
-                          'the last stand in the option file, and lists as [...] with quoted text.') from None
+    from rdbm_plugin.preflight import registered
+    made: dict[str, Any] = {}
+
+    def make_loggers(opt: dict[str, Any]) -> Any:
+        made['tb_logger'] = start_loggers(opt)
+        return made['tb_logger']
+
+    def make_set(dataset_opt: dict[str, Any]) -> Any:
+        dataset = build_set(dataset_opt)
+        training = dataset_opt['phase'] == 'train'
+        return SeededDataset(dataset) if training and not isinstance(dataset, MixedDataset) else dataset
+
+    def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
+        if issubclass(registered('MODEL')[opt['model_type']], DurableModel):
+            pipeline.EnlargedSampler = partial(ResumableSampler, seed=opt['manual_seed'])
+            pipeline.build_dataset = make_set
+        loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
+        made.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
+        if not len(loader):
+            raise OptionError(
+                f'datasets: train: {len(loader.dataset)} images times dataset_enlarge_ratio, shared by '
+                f'{opt["world_size"]} processes, do not fill a batch of {loader.batch_size}; raise the ratio.')
+        # BasicSR counts the incomplete batch at the end of an epoch, which its loader drops, and would end too early.
+        return loader, sampler, val_loaders, ceil(iterations / len(loader)), iterations
+
+    def make_model(opt: dict[str, Any]) -> Any:
+        model = build_model(opt)
+        if isinstance(model, DurableModel):
+            model.attach(Loop(**made))
+        return model
+
+    start_loggers, build_set = pipeline.init_tb_loggers, pipeline.build_dataset
+    build_loaders, build_model = pipeline.create_train_val_dataloader, pipeline.build_model
+    pipeline.init_tb_loggers, pipeline.create_train_val_dataloader = make_loggers, make_loaders
+    pipeline.build_model, pipeline.load_resume_state = make_model, load_resume_state
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, None for a new run; replaces BasicSR's function of this name.
+
+    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named.
+
+    Raises:
+        OptionError: The state asked for, or every state of the run, is damaged.
+    """
+    from basicsr.utils import set_random_seed
+    from basicsr.utils.misc import check_resume
+
+    from rdbm_plugin.models.saving import clear_partial, newest_state, read_state
+    from rdbm_plugin.options import OptionError
+    path, state = opt['path'].get('resume_state'), None
+    if opt['auto_resume']:
+        if opt['rank'] == 0:
+            clear_partial(Path(opt['path']['models']), Path(opt['path']['training_states']))
+        networks = [key.replace('network_', 'net_') for key in opt if key.startswith('network_')]
+        faults = []
+        for path, found in newest_state(opt['path'], networks):
+            if not isinstance(found, OptionError):
+                state = found
+                break
+            faults.append(str(found))
+            if opt['rank'] == 0:
+                print(f'Passed over {path}: {found}', flush=True)
+        if faults and state is None:
+            raise OptionError(f'--auto_resume: no state in {opt["path"]["training_states"]} is whole; last fault: '
+                              f'{faults[-1]} Without --auto_resume a new run starts, and this one is archived.')
+    elif path is not None:
+        state = read_state(Path(path))
+    if state is None:
+        return None
+    opt['path']['resume_state'] = str(path)
+    if state.get('seed', opt['manual_seed']) != opt['manual_seed']:
+        # Left open in the option file, BasicSR draws another one in every start.
+        opt['manual_seed'] = state['seed']
+        set_random_seed(state['seed'] + opt['rank'])
+    with redirect_stdout(StringIO()):
+        check_resume(opt, state['iter'])
+    return state
+
+
+def pass_on_errors_of_prefetcher() -> None:
+    """Let ``prefetch_mode: cpu`` end with the error of a worker, where BasicSR waits for ever."""
+    from basicsr.data import prefetch_dataloader
+
+    class PrefetchGenerator(prefetch_dataloader.PrefetchGenerator):
+        def run(self) -> None:
+            try:
+                super().run()
+            except BaseException as error:
+                self.queue.put(error)
+
+        def __next__(self) -> Any:
+            item = super().__next__()
+            if isinstance(item, BaseException):
+                raise item
+            return item
+
+    prefetch_dataloader.PrefetchGenerator = PrefetchGenerator
 
 
 def end_distributed() -> None:
@@ -104,24 +217,14 @@ def end_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
-def read_options(arguments: list[str], is_train: bool = False) -> dict:
-    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml ...``.
-
-    BasicSR takes them from the command line of the process alone, tells that nothing is distributed, and fails without
-    a word on what is wrong with the file.
-    """
-    from contextlib import redirect_stdout
-    from io import StringIO
-    from pathlib import Path
-
-    from basicsr.utils import options
-
-    from rdbm_plugin.preflight import check_file
-    check_file(arguments)
-    saved, sys.argv = sys.argv, ['rdbm', *arguments]
+def read_options(file: str | Path, changes: Sequence[str] = (), is_train: bool = False) -> dict[str, Any]:
+    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml CHANGES``, which tell that nothing is
+    distributed."""
+    saved = sys.argv
+    sys.argv = ['rdbm', '-opt', str(file), *(['--force_yml', *changes] if changes else [])]
     try:
-        with redirect_stdout(StringIO()), _named_changes():
-            return options.parse_options(str(Path.cwd()), is_train=is_train)[0]
+        with redirect_stdout(StringIO()):
+            return parse_options(str(Path.cwd()), is_train)[0]
     finally:
         sys.argv = saved
 

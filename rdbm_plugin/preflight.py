@@ -1,21 +1,20 @@
 """Checks an option file before anything is built or written. Needs BasicSR."""
 from __future__ import annotations
 
-import difflib
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
+from basicsr.models import lr_scheduler
 from basicsr.utils import registry
-from basicsr.utils.options import ordered_yaml
 
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.metrics.protocols import check_protocol
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.option_keys import check_values, unknown_keys
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_keys, check_number
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.tiling import SMALLEST
@@ -26,7 +25,10 @@ class TrainingSettings(NamedTuple):
 
     node_t_share: float
     own_start_share: float
-    amp: bool
+    amp: str
+    grad_clip: float
+    micro_batches: int
+    nonfinite_limit: int
 
 
 def registered(name: str) -> dict[str, Any]:
@@ -43,32 +45,6 @@ def _block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise OptionError(f'{key}: found {found!r}; expected a block of "key: value" lines.')
     return dict(found)
-
-
-def check_file(arguments: Sequence[str]) -> Mapping[str, Any]:
-    """Check that the file after ``-opt`` can be read and has what BasicSR reads from it at once; return its content.
-
-    Raises:
-        OptionError: Naming the file and the key or line.
-    """
-    parser = ArgumentParser(add_help=False)
-    parser.add_argument('-opt')
-    path = parser.parse_known_args(arguments)[0].opt
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise OptionError(f'-opt: no file {path!r} (looked in {Path(path).absolute()}).')
-    try:
-        content = yaml.load(Path(path).read_text(encoding='utf-8'), ordered_yaml()[0])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f'-opt: {path}: not valid YAML: {error}') from None
-    if not isinstance(content, Mapping):
-        raise OptionError(f'-opt: {path}: found {str(content)[:40]!r}; expected lines of "key: value".')
-    for key in ('name', 'num_gpu', 'datasets', 'path'):
-        if key not in content:
-            near = difflib.get_close_matches(key, content, n=1)
-            raise OptionError(f'-opt: {path}: key {key!r} is missing.' + (f' Found {near[0]!r}.' if near else ''))
-    return content
 
 
 def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
@@ -92,16 +68,22 @@ def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSett
     share = train_opt.get('node_t_share')
     share = 1 / timesteps if share is None else check_number('train: node_t_share', share, 0, 1)
     own = check_number('train: own_start_share', train_opt.get('own_start_share') or 0, 0, 1)
-    amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16'))
-    return TrainingSettings(share, own, amp == 'bf16')
+    amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16', 'fp16'))
+    if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
+        raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
+    clip = train_opt.get('grad_clip')
+    clip = math.inf if clip is None else check_number('train: grad_clip', clip, above=0)
+    return TrainingSettings(share, own, amp, clip, train_opt.get('micro_batches') or 1,
+                            train_opt.get('nonfinite_limit') or 10)
 
 
-SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
+SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
+              'CosineAnnealingRestartLR': lr_scheduler.CosineAnnealingRestartLR}
 """What BasicSR's models know."""
 
 
-def check_intervals(opt: Mapping[str, Any]) -> None:
-    """Check what BasicSR's training loop would stumble over only after it has made a folder."""
+def check_schedule(opt: Mapping[str, Any]) -> None:
+    """Check optimizer and scheduler of a training for what BasicSR would stumble over later, or not at all."""
     if not opt.get('is_train'):
         return
     train = _block(opt, 'train')
@@ -109,20 +91,19 @@ def check_intervals(opt: Mapping[str, Any]) -> None:
         if isinstance(value, str) and key != 'type':
             raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
                               '!!float 1e-4.')
-    check_choice('train: scheduler: type', _block(train, 'scheduler').get('type'), SCHEDULERS)
-    check_int('train: total_iter', train.get('total_iter'), 1)
-    for block, key in (('val', 'val_freq'), ('logger', 'print_freq'), ('logger', 'save_checkpoint_freq')):
-        value = (opt.get(block) or {}).get(key)
-        if value is not None:
-            check_number(f'{block}: {key}', value, 1)
-            if isinstance(value, str):
-                raise OptionError(f'{block}: {key}: found the text {value!r}; expected a number.')
-    mode = opt['datasets'].get('train', {}).get('prefetch_mode')
-    if mode is not None:
-        check_choice('datasets: train: prefetch_mode', mode, ('cpu', 'cuda'))
-    state = (opt.get('path') or {}).get('resume_state')
-    if state is not None and not Path(state).is_file():
-        raise OptionError(f'path: resume_state: no file {state!r} (looked in {Path(state).absolute()}).')
+    where, scheduler = 'train: scheduler', _block(train, 'scheduler')
+    cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
+    check_keys(where, {'optimizer': None, **scheduler}, cls)
+    for key in ('periods', 'milestones', 'restarts', 'restart_weights'):
+        values = scheduler.get(key, [])
+        if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+            raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers.')
+    marks = 'periods' if 'periods' in scheduler else 'restarts'
+    if len(scheduler.get(marks, [0])) != len(scheduler.get('restart_weights', [1])):
+        raise OptionError(f'{where}: restart_weights: expected as many as {marks}.')
+    if sum(scheduler.get('periods', [train['total_iter']])) < train['total_iter']:
+        raise OptionError(f'{where}: periods: found {scheduler["periods"]}, which end before total_iter '
+                          f'{train["total_iter"]}; BasicSR would fail there.')
 
 
 def check_metrics(opt: Mapping[str, Any]) -> None:
@@ -139,10 +120,16 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
             check_protocol(kind, options)
         except OptionError as error:
             raise OptionError(f'{where}: {error}') from None
+    best = (opt.get('logger') or {}).get('keep_best')
+    if best is not None:
+        check_choice('logger: keep_best', best, (opt.get('val') or {}).get('metrics') or {})
 
 
 def check_network(opt: Mapping[str, Any]) -> None:
     """Check network_g and that the checkpoint to start from fits it."""
+    state = (opt.get('path') or {}).get('resume_state')
+    if state is not None and not Path(state).is_file():
+        raise OptionError(f'path: resume_state: no file {state!r} (looked in {Path(state).absolute()}).')
     try:
         with torch.device('meta'):
             net = build('network_g', _block(opt, 'network_g'), registered('ARCH'))
@@ -169,13 +156,20 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
 
 
 def check_model(opt: Mapping[str, Any]) -> None:
-    """Check bridge, sampler, network, checkpoint, training and metrics of an RDBMModel.
+    """Check all of the options of an RDBMModel but its data.
 
     Raises:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
-    for check in (check_bridge, check_network, check_metrics):
+    for check in (check_values, check_unknown, check_bridge, check_network, check_schedule, check_metrics):
         check(opt)
+
+
+def check_unknown(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError at the first key that is certainly mistaken."""
+    for key in unknown_keys(opt):
+        if key.mistaken:
+            raise OptionError(f'{key.block}: {key.message}' if key.block else key.message)
 
 
 def check_foreign_model(opt: Mapping[str, Any]) -> None:
@@ -202,10 +196,11 @@ def check_dataset(phase: str, dataset: Mapping[str, Any]) -> None:
 
 def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
+    yield partial(check_values, opt)
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
-    own = (check_bridge, check_network) if ours else (check_foreign_model,)
-    for check in (*own, check_intervals, check_metrics):
+    own = (check_unknown, check_bridge, check_network) if ours else (check_foreign_model,)
+    for check in (*own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in _block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset)

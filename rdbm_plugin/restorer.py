@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import BRIDGES, build_bridge
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_number
 from rdbm_plugin.samplers import SAMPLERS, build_sampler
 from rdbm_plugin.samplers.sampler import Network
@@ -64,7 +64,7 @@ class Restorer:
         if not self.checkpoint.is_file():
             raise OptionError(f'checkpoint: no file {str(self.checkpoint)!r} (looked in {self.checkpoint.absolute()}).')
         self.opt_file = Path(opt) if opt else find_options(self.checkpoint)
-        options = read_options(self.opt_file)
+        options = read_option_file(self.opt_file, plugins=False, needed=('network_g',))
         self.device = _device(device)
         self.dtype = DTYPES[check_choice('dtype', dtype, DTYPES)]
         self.bridge = build_bridge(options.get('bridge'), _registered('BRIDGE', BRIDGES, options.get('bridge')))
@@ -171,30 +171,6 @@ def find_options(checkpoint: Path) -> Path:
         names = f'found {", ".join(path.name for path in found)}' if found else 'found none'
         raise OptionError(f'opt: {names} for {checkpoint}; name the option file it was trained with (--opt).')
     return found[0]
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads option files without importing what their plugin: line names."""
-
-
-_Loader.add_multi_constructor('tag:yaml.org,2002:python/', lambda loader, suffix, node: None)
-
-
-def read_options(path: Path) -> Mapping[str, Any]:
-    """The content of an option file.
-
-    Raises:
-        OptionError: It is missing, no YAML, or not an option file.
-    """
-    if not path.is_file():
-        raise OptionError(f'opt: no file {str(path)!r}.')
-    try:
-        content = yaml.load(path.read_text(encoding='utf-8'), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f'opt: {path}: not valid YAML: {error}') from None
-    if not isinstance(content, Mapping) or 'network_g' not in content:
-        raise OptionError(f'opt: {path}: no network_g: block in it; expected the option file of a training.')
-    return content
 
 
 def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[str, Any]:

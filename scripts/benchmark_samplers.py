@@ -24,6 +24,7 @@ from tqdm import tqdm
 from rdbm_plugin import compat
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError, build
 from rdbm_plugin.samplers import Sampler, build_sampler
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
@@ -54,7 +55,7 @@ def load(args: Namespace) -> tuple[Any, torch.nn.Module, list[dict[str, Any]]]:
     Raises:
         OptionError: Naming the file or key.
     """
-    opt = preflight.check_file(['-opt', args.opt])
+    opt = read_option_file(args.opt)
     bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
     network = build('network_g', opt['network_g'], preflight.registered('ARCH'))
     parameters = read_parameters(args.checkpoint, args.param_key)

@@ -26,6 +26,7 @@ from rdbm_plugin.bridge.coefficients import forward_kernel
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import degrade, draw
 from rdbm_plugin.data.image_source import to_float
+from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError
 from rdbm_plugin.report import picture_grid
 
@@ -51,7 +52,7 @@ def arguments() -> Namespace:
 
 def read(file: str) -> dict[str, Any]:
     """The bridge block of an option file, and its name."""
-    content = preflight.check_file(['-opt', file])
+    content = read_option_file(file)
     return {'name': str(content['name']), 'bridge': dict(content.get('bridge') or {})}
 
 

@@ -74,7 +74,7 @@ def seconds_per_iteration(file: str, name: str, changes: list[str], log: Path) -
 
 def train(file: str, args: Namespace, bar: tqdm) -> str | None:
     """Train one file unless that was done; return what went wrong, or None."""
-    name = compat.read_options(['-opt', file, *(['--force_yml', *args.force_yml] if args.force_yml else [])])['name']
+    name = compat.read_options(file, args.force_yml)['name']
     if Path('experiments', name, 'models', 'net_g_latest.pth').is_file():
         bar.write(f'{name}: trained already')
         return None

@@ -34,7 +34,7 @@ def sound(tmp_path):
         'train': {'optim_g': {'type': 'Adam', 'lr': 0.001}, 'total_iter': 10, 'warmup_iter': -1,
                   'scheduler': {'type': 'MultiStepLR', 'milestones': [10]},
                   'pixel_opt': {'type': 'ResidualModulatedLoss'}},
-        'val': {'val_freq': 5, 'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 0}}},
+        'val': {'val_freq': 5, 'save_img': False, 'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 0}}},
         'logger': {'print_freq': 1, 'save_checkpoint_freq': 5, 'use_tb_logger': False}}
 
 
@@ -134,7 +134,8 @@ ERRORS = {
     'cpu prefetch': (option('datasets:train', {
         'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': 'train/gt', 'gt_size': 8,
         'num_worker_per_gpu': 0, 'prefetch_mode': 'cpu', 'batch_size_per_gpu': 5}),
-                     ['prefetch_mode cpu', 'use workers']),
+                     ['prefetch_mode: cpu', 'use workers']),
+    'no val block': (option('val', None), ['val: missing or empty', 'validation sets']),
 }
 
 
@@ -153,7 +154,6 @@ WARNINGS = {
     'alpha': (image('train/gt/0.png', np.dstack([NOISE, NOISE[..., :1]])), ['warning', '1 alpha images']),
     '16-bit': (image('train/lq/0.png', NOISE.astype(np.uint16) * 257), ['warning', '1 16-bit images']),
     'clean without degraded': (image('train/gt/9.png', NOISE), ['note', '1 clean images have no degraded', '9.png']),
-    'no val block': (option('val', None), ['warning', 'no val: block']),
     'unknown key': (option('colour', 1), ['warning', "key 'colour'"]),
 }
 
@@ -242,4 +242,4 @@ def test_report_for_people_lists_errors_last(sound, tmp_path):
     process = command('-m', 'rdbm_plugin', 'doctor', '-opt', 'x.yml', cwd=tmp_path, check=False)
     assert process.returncode == 1
     *_, error, summary = process.stdout.strip().splitlines()
-    assert error.startswith("error    train: key 'ema_deacy'") and summary == 'x.yml: 1 errors, 0 warnings'
+    assert error.startswith("error    options: train: key 'ema_deacy'") and summary == 'x.yml: 1 errors, 0 warnings'

@@ -5,40 +5,27 @@ import json
 import platform
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from rdbm_plugin.data.inspection import Finding, inspect_data
-from rdbm_plugin.options import OptionError, suggest
-
-KNOWN = {
-    '': {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'plugin', 'bridge', 'datasets', 'network_g', 'path',
-         'train', 'val', 'logger', 'dist_params', 'find_unused_parameters', 'auto_resume', 'is_train', 'dist', 'rank',
-         'world_size', 'root_path'},
-    'train': {'ema_decay', 'node_t_share', 'own_start_share', 'amp', 'optim_g', 'scheduler', 'total_iter',
-              'warmup_iter', 'pixel_opt', 'perceptual_opt'},
-    'val': {'val_freq', 'save_img', 'pbar', 'suffix', 'sampler', 'metrics', 'tile', 'tile_overlap'},
-    'logger': {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'},
-    'path': {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'root', 'experiments_root',
-             'models', 'training_states', 'log', 'visualization', 'results_root'},
-}
-"""Block -> the keys that BasicSR and RDBMModel read there; '' is the top of the file."""
+from rdbm_plugin.option_keys import unknown_keys
+from rdbm_plugin.options import OptionError
 
 
 def main() -> int:
     """Read the command line, print the report, and return 1 if there is an error in it, else 0."""
     parser = ArgumentParser(prog='rdbm doctor', description='Check an option file, its data and the installation.')
     parser.add_argument('-opt', required=True, help='option file')
-    parser.add_argument('--force_yml', nargs='+', help='changes, as for rdbm train')
+    parser.add_argument('--force_yml', nargs='+', default=[], help='changes, as for rdbm train')
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
     parser.add_argument('--no-images', action='store_true', help='do not look into the images')
     args = parser.parse_args()
-    changes = ['--force_yml', *args.force_yml] if args.force_yml else []
     with redirect_stdout(sys.stderr):
-        findings = list(examine(['-opt', args.opt, *changes], images=not args.no_images))
+        findings = list(examine(args.opt, args.force_yml, images=not args.no_images))
     failed = any(finding.level == 'error' for finding in findings)
     if args.json:
         print(json.dumps({'file': args.opt, 'ok': not failed, 'findings': [f._asdict() for f in findings]}, indent=1))
@@ -56,18 +43,19 @@ def report(file: str, findings: list[Finding]) -> str:
     return '\n'.join([*lines, f'{file}: {errors} errors, {warnings} warnings'])
 
 
-def examine(arguments: list[str], images: bool = True) -> Iterator[Finding]:
-    """All findings on the option file that ``arguments`` (``-opt FILE --force_yml ...``) name."""
+def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
+    """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
     yield from check_installation()
     import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin import compat
-    from rdbm_plugin.preflight import check_file, checks
+    from rdbm_plugin.option_file import read_option_file
+    from rdbm_plugin.preflight import checks
     try:
-        training = 'train' in check_file(arguments)
+        training = 'train' in read_option_file(file, changes)
+        opt = compat.read_options(file, changes, training)
     except OptionError as error:
         yield Finding('error', 'file', str(error))
         return
-    opt = compat.read_options(arguments, training)
     yield from check_keys_of(opt)
     told = []
     try:
@@ -114,21 +102,14 @@ def check_installation() -> Iterator[Finding]:
 def check_keys_of(opt: Mapping[str, Any]) -> Iterator[Finding]:
     """Keys that nobody reads, and lines that are missing."""
     ours = str(opt.get('model_type', '')).startswith('RDBM')
-    for block, known in KNOWN.items():
-        content = opt.get(block) if block else opt
-        for key in content if isinstance(content, Mapping) else ():
-            if key not in known:
-                hint = suggest(str(key), known)
-                inner = ' Check its indentation.' if block and key in KNOWN[''] else ''
-                yield Finding('error' if ours and (hint or inner) else 'warning', block or 'top of the file',
-                              f'key {key!r} is not known to be read by anyone.{hint}{inner}')
+    for key in unknown_keys(opt):
+        if not (ours and key.mistaken):
+            yield Finding('warning', key.block or 'top of the file', key.message)
     mine = [str(dataset.get('type')) for dataset in opt.get('datasets', {}).values()]
     if 'plugin' not in opt and (ours or any('Universal' in name for name in mine)):
         yield Finding('error', 'top of the file',
                       'the line "plugin: !!python/name:rdbm_plugin.registration.__version__" is missing; '
                       "BasicSR's own scripts will not find the plugin.")
-    if any(phase.startswith('val') for phase in opt.get('datasets', {})) and not opt.get('val'):
-        yield Finding('warning', 'val', 'there are validation sets, but no val: block; nothing will be validated.')
 
 
 def check_loading(opt: Mapping[str, Any]) -> Iterator[Finding]:
@@ -136,9 +117,6 @@ def check_loading(opt: Mapping[str, Any]) -> Iterator[Finding]:
     train = opt['datasets'].get('train')
     if not train:
         return
-    if train.get('prefetch_mode') == 'cpu' and not train.get('num_worker_per_gpu'):
-        yield Finding('error', 'datasets: train', 'prefetch_mode cpu with num_worker_per_gpu 0: two threads would read '
-                                                  'the same data set, and runs would not repeat; use workers.')
     if train.get('type') == 'SyntheticUniversalDataset' and train.get('tasks'):
         batch, count = train.get('batch_size_per_gpu', 0), len(train['tasks'])
         if batch % count:

@@ -12,6 +12,7 @@ def main() -> None:
     from rdbm_plugin import compat
     compat.check_before_writing(train)
     compat.distribute_on_cpus()
-    compat.resume_anywhere(train)
+    compat.go_on_exactly(train)
+    compat.pass_on_errors_of_prefetcher()
     train.train_pipeline(str(Path.cwd()))
     compat.end_distributed()

@@ -38,7 +38,7 @@ class Comparison:
     """
 
     def __init__(self, file: str, out: Path, changes: Sequence[str] = ()) -> None:
-        opt = compat.read_options(['-opt', file, *(['--force_yml', *changes] if changes else [])])
+        opt = compat.read_options(file, changes)
         self.metrics = (opt.get('val') or {}).get('metrics') or {}
         if not self.metrics:
             raise OptionError(f'{file}: val: metrics: missing; there is nothing to compare by.')

@@ -68,7 +68,7 @@ def read_test_options(file: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         OptionError: The file cannot be read, or its network has not been trained.
     """
-    opt = compat.read_options(['-opt', file, *(['--force_yml', *changes] if changes else [])])
+    opt = compat.read_options(file, changes)
     path = opt['path']
     if 'train' in opt:
         trained = Path('experiments', opt['name'], 'models', 'net_g_latest.pth')

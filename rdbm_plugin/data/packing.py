@@ -1,16 +1,25 @@
 """What all data sets share: the keys that BasicSR adds to their block, turning, and the form of an item."""
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 BASICSR_KEYS = frozenset({
     'name', 'type', 'phase', 'scale', 'io_backend', 'num_worker_per_gpu', 'batch_size_per_gpu',
     'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers'})
 """Keys of a dataset block that BasicSR's loader reads or adds."""
+
+
+def leave_signals_to_parent() -> None:
+    """Let a data loading process outlive a Ctrl-C or a kill of the whole job until its parent has finished a step."""
+    if get_worker_info():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def turn(image: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:

@@ -41,7 +41,16 @@ class ResidualModulatedLoss(nn.Module):
         self.measure = check_choice('measure', measure, PREDICTIONS)
         self.balance = check_number('balance', balance, 0, 1)
 
-    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge, residual: Tensor) -> Tensor:
+    def weights(self, residual: Tensor) -> Tensor:
+        """How much each sample counts beside the others, (N,), by ``balance``, before it is divided by the mean.
+
+        Args:
+            residual: x0 - mu, (N, C, H, W) in [-2, 2].
+        """
+        return (residual.abs().mean(dim=(1, 2, 3)) + 0.01) ** -self.balance
+
+    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge,
+                residual: Tensor, mean_weight: Tensor | None = None) -> Tensor:
         """Mean loss over a batch.
 
         Args:
@@ -50,11 +59,13 @@ class ResidualModulatedLoss(nn.Module):
             t: Nodes, (N,) int64 on the CPU, from 1 to T.
             bridge: Says what the network predicts.
             residual: x0 - mu, (N, C, H, W) in [-2, 2].
+            mean_weight: Mean of :meth:`weights` over all samples that a step averages, where these are only some of
+                them; default: over these.
         """
         weight = bridge.error_gain(self.measure, t) / bridge.error_gain(bridge.prediction, t)
         error = weight.to(output).view(-1, 1, 1, 1) * (output - target)
         losses = (error.abs() if self.criterion == 'l1' else error.square()).mean(dim=(1, 2, 3))
         if self.balance > 0:
-            share = (residual.abs().mean(dim=(1, 2, 3)) + 0.01) ** -self.balance
-            losses = losses * share / share.mean()
+            weights = self.weights(residual)
+            losses = losses * weights / (weights.mean() if mean_weight is None else mean_weight)
         return self.loss_weight * losses.mean()

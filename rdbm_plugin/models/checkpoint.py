@@ -1,8 +1,9 @@
-"""Reading network checkpoints in BasicSR's layout, without running what a pickle might hold."""
+"""Reading network checkpoints in BasicSR's layout or as safetensors, without running what a pickle might hold."""
 from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,28 @@ from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
 from rdbm_plugin.options import OptionError
 
 
+def read_safely(path: str | Path) -> Any:
+    """What torch.save has written to ``path``, on the CPU, if it is tensors and plain values alone.
+
+    Raises:
+        OptionError: It is damaged, or holds more than that.
+    """
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    # torch raises any of these on damaged files, and UnpicklingError on what would run code.
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError,
+            AttributeError) as error:
+        reason = (str(error).splitlines() or ['it is empty'])[0]
+        raise OptionError(f'path: {path}: not a checkpoint that is safe to load (damaged, or it holds more than '
+                          f'tensors): {reason}') from None
+
+
 def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[str, Tensor]:
     """The parameters in a checkpoint, on the CPU.
 
     Args:
-        path: A file as BasicSR writes it, ``{'params': ..., 'params_ema': ...}``, or a plain state dict.
+        path: A file as BasicSR writes it, ``{'params': ..., 'params_ema': ...}``, a plain state dict, or a
+            ``.safetensors`` file.
         param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key.
 
     Raises:
@@ -23,12 +41,7 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     """
     if not Path(path).is_file():
         raise OptionError(f'path: no checkpoint {str(path)!r} (looked in {Path(path).absolute()}).')
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or ['it is empty'])[0]
-        raise OptionError(f'path: {path}: not a checkpoint that is safe to load (damaged, or it holds more than '
-                          f'tensors): {reason}') from None
+    content = _read_safetensors(path) if Path(path).suffix == '.safetensors' else read_safely(path)
     for key in (param_key, 'params'):
         if key is not None and isinstance(content, dict) and key in content:
             content = content[key]
@@ -36,7 +49,32 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise OptionError(f'path: {path}: no parameters under {param_key!r}; found {found}.')
-    return {key.removeprefix('module.'): value for key, value in content.items()}
+    return {str(key).removeprefix('module.'): value for key, value in content.items()}
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise OptionError(f'path: {path}: reading it needs safetensors: pip install safetensors') from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise OptionError(f'path: {path}: damaged, or no safetensors file: {error}') from None
+
+
+def write_safetensors(parameters: dict[str, Tensor], path: str | Path, **about: str) -> None:
+    """Write parameters as a safetensors file, with ``about`` as its metadata.
+
+    Raises:
+        OptionError: safetensors is not installed.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise OptionError(f'{path}: writing it needs safetensors: pip install safetensors') from None
+    save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, path, about)
 
 
 def check_fits(path: str | Path, parameters: dict[str, Tensor], net: nn.Module) -> None:

@@ -4,33 +4,52 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
+from math import isfinite
 from os import path as osp
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from basicsr.models.sr_model import SRModel
-from basicsr.utils.img_util import imwrite, tensor2img
-from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import default_collate
-from tqdm import tqdm
 
-from rdbm_plugin import evaluation, preflight, report
+from rdbm_plugin import evaluation, preflight
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
-from rdbm_plugin.models.checkpoint import check_fits, read_parameters
-from rdbm_plugin.models.ranks import in_turn, validation_group
-from rdbm_plugin.results import ImageScore, SetScore, with_average, write_results
+from rdbm_plugin.models.draws import Draws, seed_step
+from rdbm_plugin.models.durable_model import to_plain
+from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
+from rdbm_plugin.models.validating_model import ValidatingModel
 from rdbm_plugin.samplers import build_sampler
-from rdbm_plugin.tiling import OVERLAP, SMALLEST, tile_for, tiled
+from rdbm_plugin.tiling import OVERLAP, tile_for, tiled
+
+AMP = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-class RDBMModel(SRModel):
+class States(NamedTuple):
+    """What the network is trained on in one step; rows belong to samples."""
+
+    z: Tensor
+    """x_t without its centre, (N, C, H, W)."""
+    target: Tensor
+    mu: Tensor
+    t: Tensor
+    """Nodes, (N,) int64 on the CPU."""
+    residual: Tensor
+    gt: Tensor
+    mean_weight: Tensor
+    """Of all samples of all ranks, ()."""
+
+    def part(self, rows: Any) -> States:
+        """Some of the samples."""
+        return States(*(tensor[rows] if tensor.dim() else tensor for tensor in self))
+
+
+class RDBMModel(ValidatingModel):
     """Restores by a diffusion bridge from the degraded to the clean image.
 
     Everything is chosen in the option file: ``bridge:``, ``network_g:``, ``train: pixel_opt:`` and ``val: sampler:``.
@@ -41,7 +60,10 @@ class RDBMModel(SRModel):
       1 to T-1. Default 1/T (uniform over all).
     - ``own_start_share``: share of the samples at nodes below T whose state is made from the network's own estimate
       at node T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
-    - ``amp``: ``none`` or ``bf16``: precision of the network in training; validation is always float32.
+    - ``amp``: ``none``, ``bf16`` or ``fp16``: precision of the network in training; validation is always float32.
+    - ``grad_clip``: largest norm of the gradient. Default: no limit.
+    - ``micro_batches``: each batch is worked on in so many parts whose gradients add up. Default 1.
+    - ``nonfinite_limit``: so many steps in a row whose loss or gradient is not finite end the training. Default 10.
 
     Any torch.optim class may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt`` (L1Loss, ...) compares
     the estimate of x0 with ``gt``.
@@ -53,17 +75,9 @@ class RDBMModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         preflight.check_model(opt)
         self.bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
-        self.sampler = build_sampler((opt.get('val') or {}).get('sampler'), self.bridge,
-                                     preflight.registered('SAMPLER'))
-        self.validation_sets = [dataset['name'] for phase, dataset in opt.get('datasets', {}).items()
-                                if not phase.startswith('train')]
-        self.degraded_scores: dict[str, dict[str, float]] = {}
-        self.finished: dict[str, list[ImageScore]] = {}
-        self.examples: dict[str, list[report.Picture]] = {}
-        self.warm = False
         settings = opt.get('val') or {}
+        self.sampler = build_sampler(settings.get('sampler'), self.bridge, preflight.registered('SAMPLER'))
         self.tile, self.tile_overlap = settings.get('tile'), settings.get('tile_overlap', OVERLAP)
-        self.across_ranks = validation_group() if opt['dist'] else None
         super().__init__(opt)
 
     # ------------------------------------------------------------------ networks
@@ -75,29 +89,21 @@ class RDBMModel(SRModel):
             return DistributedDataParallel(net)
         return super().model_to_device(net)
 
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
-        # BasicSR's own error is torch's list of keys, and torch < 2.6 would run what the pickle holds.
-        parameters = read_parameters(load_path, param_key)
-        if strict:
-            check_fits(load_path, parameters, self.get_bare_model(net))
-        super().load_network(net, load_path, strict, param_key)
-
     # ------------------------------------------------------------------ training
 
     def init_training_settings(self) -> None:
-        settings = preflight.check_training(self.opt['train'], self.bridge.timesteps)
-        self.node_t_share, self.own_start_share, self.amp = settings
+        self.settings = preflight.check_training(self.opt['train'], self.bridge.timesteps)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.settings.amp == 'fp16' else None
         super().init_training_settings()
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
+        self.trained = [p for p in self.net_g.parameters() if p.requires_grad]
+        self.guard = StepGuard(self.settings.nonfinite_limit, Path(self.opt['path'].get('experiments_root', '.')),
+                               self.across_ranks)
         tasks = (self.opt.get('datasets') or {}).get('train', {}).get('tasks') or TASKS
         self.tasks = list(dict.fromkeys(map(str, tasks)))
-        self.task_losses = torch.zeros(2, len(self.tasks), device=self.device)
+        self.task_losses = torch.zeros(2, len(self.tasks), device=self.device, dtype=torch.float64)
         count_batches(0)
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
-        count_batches(resume_state['iter'])
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
@@ -110,44 +116,97 @@ class RDBMModel(SRModel):
         if 'gt' in data:
             self.gt = data['gt'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
         self.batch_tasks = data.get('task', [])
-        self.seeds = [_seed(self.opt.get('manual_seed'), path) for path in data.get('lq_path', [''] * len(self.lq))]
-
-    def draw_times(self, count: int) -> Tensor:
-        """Nodes to train on, (count,) int64 on the CPU."""
-        last = self.bridge.timesteps
-        inner = torch.randint(1, max(last, 2), (count,))
-        return torch.where(torch.rand(count) < self.node_t_share, last, inner)
+        self.batch_names = data.get('lq_path', [''] * len(self.lq))
+        self.seeds = [_seed(self.opt.get('manual_seed'), path) for path in self.batch_names]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        mu, residual = 2 * self.lq - 1, 2 * (self.gt - self.lq)
-        t = self.draw_times(len(mu))
-        eps = torch.randn_like(residual)
-        n = self.bridge.modulate(residual, eps)
-        z = self.bridge.marginal(residual, n, t)
-        if self.own_start_share > 0:
-            z, n = self.start_from_own_estimate(z, n, residual, eps, mu, t)
-        output = self.predict(self.bridge.centre(mu, t) + z, mu, t)
-        states = (z, self.bridge.target(residual, n, mu, t), mu, t, residual, self.gt)
-        losses = self.losses(output, *states)
-
+        seed_step(self.seed, current_iter, self.opt['rank'])
+        states = self.draw_states(current_iter)
         self.optimizer_g.zero_grad()
-        sum(losses.values()).backward()
-        self.optimizer_g.step()
-        self.log_dict = self.reduce_loss_dict(losses)
-        if self.ema_decay > 0:
+        losses = self.add_gradients(states)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer_g)
+        norm = gradient_norm(self.trained, self.settings.grad_clip)
+        values = to_plain({**losses, 'norm': norm})
+        norm = values.pop('norm')
+        if self.take_step(current_iter, values, norm, states) and self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
-        self.note_task_losses(output.detach(), *states)
+        self.log_dict = values
         count_batches(current_iter)
 
+    def draw_states(self, current_iter: int) -> States:
+        """Nodes, noise and states of the batch, the same ones whatever number of ranks shares it."""
+        draws = Draws(self.seed, current_iter, self.opt['rank'], self.opt['world_size'], len(self.lq))
+        mu, residual = 2 * self.lq - 1, 2 * (self.gt - self.lq)
+        last = self.bridge.timesteps
+        t = torch.where(draws.chances() < self.settings.node_t_share, last, draws.whole(1, max(last, 2)))
+        eps = draws.noise(residual)
+        n = self.bridge.modulate(residual, eps)
+        z = self.bridge.marginal(residual, n, t)
+        if self.settings.own_start_share > 0:
+            chosen = (draws.chances() < self.settings.own_start_share) & (t < last)
+            if chosen.any():
+                z, n = self.start_from_own_estimate(chosen, z, n, residual, eps, mu, t)
+        mean_weight = torch.ones((), device=self.device)
+        if isinstance(self.cri_pix, ResidualModulatedLoss) and self.cri_pix.balance > 0:
+            mean_weight = self.mean_of_ranks(self.cri_pix.weights(residual).mean())
+        return States(z, self.bridge.target(residual, n, mu, t), mu, t, residual, self.gt, mean_weight)
+
+    def add_gradients(self, states: States) -> OrderedDict[str, Tensor]:
+        """Losses of the batch, means over all ranks; their gradients are added up part by part."""
+        parts = torch.arange(len(self.lq)).tensor_split(self.settings.micro_batches)
+        total: OrderedDict[str, Tensor] = OrderedDict()
+        for number, rows in enumerate(parts):
+            part = states.part(slice(int(rows[0]), int(rows[-1]) + 1)) if len(parts) > 1 else states
+            share = len(rows) / len(self.lq)
+            # Ranks need to share gradients only once they are complete.
+            shared = number == len(parts) - 1 or not isinstance(self.net_g, DistributedDataParallel)
+            with nullcontext() if shared else self.net_g.no_sync():
+                output = self.predict(self.bridge.centre(part.mu, part.t) + part.z, part.mu, part.t)
+                losses = self.losses(output, part)
+                loss = sum(losses.values()) * share
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
+            for name, value in losses.items():
+                total[name] = total.get(name, 0) + value.detach() * share
+            self.note_task_losses(output.detach(), part, [self.batch_tasks[row] for row in rows.tolist()]
+                                  if self.batch_tasks else [])
+        means = self.mean_of_ranks(torch.stack(list(total.values())))
+        return OrderedDict(zip(total, means))
+
+    def take_step(self, current_iter: int, losses: dict[str, float], norm: float, states: States) -> bool:
+        """Let the optimizer step if losses and gradient, which are those of all ranks, are finite; tell whether."""
+        sound_losses = all(map(isfinite, losses.values()))
+        sound = sound_losses and isfinite(norm)
+        # A gradient beyond the range of fp16 is how the scaler finds its scale, unless that is down to 1.
+        expected = sound_losses and self.scaler is not None and self.scaler.get_scale() > 1
+        if sound:
+            self.scaler.step(self.optimizer_g) if self.scaler else self.optimizer_g.step()
+            self.guard.in_a_row = 0
+        if self.scaler:
+            self.scaler.update()
+        if not sound and not expected:
+            self.task_losses.nan_to_num_(0, 0, 0)
+            self.guard.report(current_iter, losses, norm, {
+                'names': list(self.batch_names), 'tasks': list(self.batch_tasks), 'options': self.remembered,
+                'states': states._asdict(), 'params': self.get_bare_model(self.net_g).state_dict()})
+        return sound
+
+    def mean_of_ranks(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over all ranks."""
+        if self.opt['dist']:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+            value /= self.opt['world_size']
+        return value
+
     @torch.no_grad()
-    def note_task_losses(self, output: Tensor, *states: Tensor) -> None:
-        """Add the loss of each task's part of the batch to the sums that the log shows the means of."""
+    def note_task_losses(self, output: Tensor, states: States, tasks: list[str]) -> None:
+        """Add the pixel loss of each task's part of the batch to the sums that the log shows the means of."""
         for index, task in enumerate(self.tasks):
-            part = [place for place, name in enumerate(self.batch_tasks) if name == task]
-            if part:
-                losses = self.losses(*(tensor[part] for tensor in (output, *states)))
-                self.task_losses[0, index] += sum(losses.values()) * len(part)
-                self.task_losses[1, index] += len(part)
+            rows = [row for row, name in enumerate(tasks) if name == task]
+            if rows and self.cri_pix:
+                self.task_losses[0, index] += self.pixel_loss(output[rows], states.part(rows)) * len(rows)
+                self.task_losses[1, index] += len(rows)
 
     def get_current_log(self) -> OrderedDict[str, float]:
         # BasicSR calls this on every rank, at every print_freq. Tasks are shown as means since the last call.
@@ -162,15 +221,13 @@ class RDBMModel(SRModel):
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        dtype = AMP[self.settings.amp]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.net_g(x_t, mu, t.to(self.device)).float()
 
-    def start_from_own_estimate(self, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
+    def start_from_own_estimate(self, chosen: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
                                 t: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace states (z, n) by those that sampling meets: of the network's own estimate at node T."""
-        chosen = (torch.rand(len(t)) < self.own_start_share) & (t < self.bridge.timesteps)
-        if not chosen.any():
-            return z, n
+        """Replace chosen states (z, n) by those that sampling meets: of the network's own estimate at node T."""
         last = torch.full_like(t, self.bridge.timesteps)[chosen]
         mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
         with torch.no_grad():
@@ -184,21 +241,45 @@ class RDBMModel(SRModel):
         n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
         return z, n
 
-    def losses(self, output: Tensor, z: Tensor, target: Tensor, mu: Tensor, t: Tensor, residual: Tensor,
-               gt: Tensor) -> OrderedDict[str, Tensor]:
-        """The loss terms: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
-        terms = OrderedDict()
-        x0_hat = None
-        if not isinstance(self.cri_pix, ResidualModulatedLoss) or self.cri_perceptual:
-            x0_hat = (mu + 1 + self.bridge.to_residual(output, z, mu, t)) / 2
+    def estimate(self, output: Tensor, states: States) -> Tensor:
+        """The clean image that an output of the network stands for, in [0, 1] but not clamped; (N, C, H, W)."""
+        return (states.mu + 1 + self.bridge.to_residual(output, states.z, states.mu, states.t)) / 2
+
+    def pixel_loss(self, output: Tensor, states: States) -> Tensor:
+        """Ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
         if isinstance(self.cri_pix, ResidualModulatedLoss):
-            terms['l_pix'] = self.cri_pix(output, target, t, self.bridge, residual)
-        elif self.cri_pix:
-            terms['l_pix'] = self.cri_pix(x0_hat, gt)
+            return self.cri_pix(output, states.target, states.t, self.bridge, states.residual, states.mean_weight)
+        return self.cri_pix(self.estimate(output, states), states.gt)
+
+    def losses(self, output: Tensor, states: States) -> OrderedDict[str, Tensor]:
+        """All terms of the loss."""
+        terms = OrderedDict()
+        if self.cri_pix:
+            terms['l_pix'] = self.pixel_loss(output, states)
         if self.cri_perceptual:
-            perceptual = zip(('l_percep', 'l_style'), self.cri_perceptual(x0_hat, gt))
-            terms.update((name, value) for name, value in perceptual if value is not None)
+            found = self.cri_perceptual(self.estimate(output, states), states.gt)
+            terms.update((name, value) for name, value in zip(('l_percep', 'l_style'), found) if value is not None)
         return terms
+
+    # ------------------------------------------------------------------ resuming
+
+    def before_saving(self) -> None:
+        if self.opt['dist']:
+            torch.distributed.all_reduce(self.task_losses)
+            if self.opt['rank'] != 0:
+                self.task_losses.zero_()
+
+    def further_state(self) -> dict[str, Any]:
+        return {'task_losses': self.task_losses.tolist(), 'scaler': self.scaler.state_dict() if self.scaler else {},
+                'nonfinite': [self.guard.in_a_row, self.guard.in_all]}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        if len(resume_state.get('task_losses', [[]])[0]) == len(self.tasks) and self.opt['rank'] == 0:
+            self.task_losses.copy_(torch.tensor(resume_state['task_losses'], dtype=torch.float64))
+        if self.scaler and resume_state.get('scaler'):
+            self.scaler.load_state_dict(resume_state['scaler'])
+        self.guard.in_a_row, self.guard.in_all = resume_state.get('nonfinite', (0, 0))
+        super().resume_training(resume_state)
 
     # ------------------------------------------------------------------ validation and test
 
@@ -220,108 +301,6 @@ class RDBMModel(SRModel):
         self.trajectory = [(point.x_t + 1) / 2 for point in result.trajectory]
         if self.is_train:
             self.net_g.train()
-
-    def _warm_up(self) -> None:
-        """Let the device load what it needs before a time is taken."""
-        whole = self.lq
-        self.lq = whole[..., :SMALLEST, :SMALLEST]
-        self.test()
-        self.lq, self.warm = whole, True
-
-    def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        # BasicSR's version lets rank 0 work alone, until the others' next collective call times out.
-        self._validate(dataloader, current_iter, tb_logger, save_img, self.opt['rank'], self.opt['world_size'])
-
-    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        # BasicSR's version scores neither the input nor the average over the sets, and keeps no pictures.
-        self._validate(dataloader, current_iter, tb_logger, save_img, 0, 1)
-
-    def _validate(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool, rank: int,
-                  ranks: int) -> None:
-        """Restore and score every ``ranks``-th image, and share the scores."""
-        dataset = dataloader.dataset
-        name = dataset.opt['name']
-        bar = tqdm(range(rank, len(dataset), ranks), desc=f'Validate {name}', unit='image', leave=False,
-                   disable=rank > 0 or not self.opt['val'].get('pbar', False))
-
-        def score(index: int) -> ImageScore:
-            data = default_collate([dataset[index]])
-            self.feed_data(data)
-            if not self.is_train and not self.warm:
-                self._warm_up()
-            self.test(keep_trajectory=index == 0 and bool(tb_logger))
-            visuals = self.get_current_visuals()
-            if index == 0:
-                self._show_example(name, visuals, current_iter, tb_logger)
-            return self._score(name, evaluation.image_name(data), visuals, current_iter, save_img)
-
-        scores = in_turn(lambda: [score(index) for index in bar], self.across_ranks)
-        result = SetScore.of(scores)
-        if result.restored:
-            self._log_scores(name, result.restored, current_iter, tb_logger)
-        self._finish(name, scores, current_iter, tb_logger)
-
-    def _score(self, dataset: str, image: str, visuals: Mapping[str, Tensor], current_iter: int | str,
-               save_img: bool) -> ImageScore:
-        images = {key: tensor2img([image]) for key, image in visuals.items()}
-        if save_img:
-            imwrite(images['result'], self._image_path(dataset, image, current_iter))
-        metrics, clean = self.opt['val'].get('metrics'), images.get('gt')
-        restored = evaluation.scores(images['result'], clean, metrics, dataset)
-        key = f'{dataset}/{image}'
-        if key not in self.degraded_scores:
-            self.degraded_scores[key] = evaluation.scores(images['lq'], clean, metrics, dataset)
-        return ImageScore(image, restored, self.degraded_scores[key], self.seconds, self.evaluations)
-
-    def _image_path(self, dataset: str, image: str, current_iter: int | str) -> str:
-        folder = osp.join(self.opt['path']['visualization'], dataset)
-        if self.is_train:
-            return osp.join(folder, image, f'{osp.basename(image)}_{current_iter}.png')
-        return osp.join(folder, f'{image}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
-
-    def _show_example(self, name: str, visuals: Mapping[str, Tensor], current_iter: int | str, tb_logger: Any) -> None:
-        self.examples[name] = [report.to_picture(visuals[key][0]) for key in ('lq', 'result', 'gt') if key in visuals]
-        if tb_logger:
-            columns = ('degraded', 'restored', 'clean')[:len(self.examples[name])]
-            grid = report.picture_grid({name: self.examples[name]}, columns)
-            tb_logger.add_image(f'validation/{name}', grid, current_iter, dataformats='HWC')
-            if self.trajectory:
-                states = [report.to_picture(state[0]) for state in self.trajectory]
-                tb_logger.add_image(f'trajectory/{name}', report.strip(states), current_iter, dataformats='HWC')
-
-    def _log_scores(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
-        self._initialize_best_metric_results(name)
-        for metric, value in scores.items():
-            self._update_best_metric_result(name, metric, value, current_iter)
-        self.metric_results = scores
-        self._log_validation_metric_values(current_iter, name, tb_logger)
-
-    def _finish(self, name: str, scores: list[ImageScore], current_iter: int | str, tb_logger: Any) -> None:
-        """After the last of the sets: their average, the tables, and the before/after picture."""
-        self.finished[name] = scores
-        if any(dataset not in self.finished for dataset in self.validation_sets):
-            return
-        finished, self.finished = self.finished, {}
-        sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
-        rows = with_average(sets)
-        if len(rows) > 1 and rows['average'].restored:
-            self._log_scores('average', rows['average'].restored, current_iter, tb_logger)
-        if self.opt['rank'] != 0:
-            return
-        logger = get_root_logger()
-        evaluations = SetScore.average(sets.values()).evaluations
-        for metric in sets[name].restored:
-            table = report.gain_table({dataset: (each.degraded[metric], each.restored[metric])
-                                       for dataset, each in sets.items()}, metric)
-            logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{table}')
-        picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
-        columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
-        imwrite(report.picture_grid(self.examples, columns)[:, :, ::-1], picture)
-        logger.info(f'Before and after: {picture}')
-        if not self.is_train:
-            folder = Path(self.opt['path']['results_root'])
-            write_results(folder, finished, self.opt)
-            logger.info(f'Tables, scores of every image, options and versions: {folder}')
 
 
 def _seed(manual_seed: int | None, path: str) -> int:

@@ -1,0 +1,60 @@
+"""Any BasicSR data set in an order that can be gone on with in the middle of an epoch, augmentations included."""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.data.data_sampler import EnlargedSampler
+from torch.utils.data import Dataset
+
+from rdbm_plugin.data.packing import leave_signals_to_parent
+
+
+class ResumableSampler(EnlargedSampler):
+    """BasicSR's order, but the first epoch may start behind its beginning, and each place has a seed of its own.
+
+    Args:
+        dataset, num_replicas, rank, ratio: As in BasicSR.
+        seed: Of the run.
+    """
+
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1, seed: int = 0) -> None:
+        super().__init__(dataset, num_replicas, rank, ratio)
+        self.seed = seed
+        self.skipped: tuple[int, int] | None = None
+
+    def skip(self, epoch: int, samples: int) -> None:
+        """Leave out the first ``samples`` of ``epoch``, which an earlier process has had."""
+        self.skipped = epoch, samples
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        first = self.skipped[1] if self.skipped and self.skipped[0] == self.epoch else 0
+        for place, index in enumerate(super().__iter__()):
+            if place >= first:
+                yield index, (self.seed, self.epoch, place * self.num_replicas + self.rank)
+
+
+class SeededDataset(Dataset):
+    """A data set whose random crops and flips depend on the place in the run alone, not on the worker's history.
+
+    BasicSR seeds workers alike in every epoch, so that an image meets few different crops.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.opt = getattr(dataset, 'opt', {})
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> Any:
+        index, place = item
+        leave_signals_to_parent()
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return self.dataset[index]

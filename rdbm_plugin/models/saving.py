@@ -1,0 +1,115 @@
+"""Checkpoints and training states that are whole or not there at all, and which of them to keep or to go on from."""
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdbm_plugin.models.checkpoint import read_parameters, read_safely
+from rdbm_plugin.options import OptionError
+
+
+def save_whole(content: Any, path: Path) -> None:
+    """torch.save so that ``path`` holds the new content, or what it held before, whenever the process or machine dies.
+
+    Raises:
+        OSError or RuntimeError: It could not be written; nothing is left behind.
+    """
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        with partial.open('wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename outlasts a power cut only once its folder has reached the disk; not every system opens folders.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def saved_iterations(folder: Path, pattern: str) -> dict[int, Path]:
+    """Iteration -> file of those in ``folder`` whose names match, such as ``(\\d+).state``, oldest first."""
+    found = {int(match[1]): path for path in (folder.iterdir() if folder.is_dir() else ())
+             if (match := re.fullmatch(pattern, path.name))}
+    return dict(sorted(found.items()))
+
+
+def delete_older(models: Path, states: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` states, and the networks that belong to none of those."""
+    kept = saved_iterations(states, r'(\d+)\.state')
+    newest = set(list(kept)[-keep:])
+    for folder, pattern in ((states, r'(\d+)\.state'), (models, r'net_\w+_(\d+)\.pth')):
+        for path in folder.iterdir():
+            match = re.fullmatch(pattern, path.name)
+            if match and int(match[1]) not in newest:
+                path.unlink()
+
+
+def clear_partial(*folders: Path) -> None:
+    """Delete what a process that was killed while it saved has left."""
+    for folder in folders:
+        for path in folder.glob('.*.partial'):
+            path.unlink()
+
+
+def check_whole(path: Path) -> None:
+    """Raise OptionError if a file of torch.save is damaged, down to single bits; torch itself checks no sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise OptionError(f'{path}: damaged ({error}).') from None
+    if damaged is not None:
+        raise OptionError(f'{path}: damaged (checksum of {damaged}).')
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A training state of ours or of BasicSR.
+
+    Raises:
+        OptionError: It is damaged, no training state, or not safe to load.
+    """
+    check_whole(path)
+    state = read_safely(path)
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
+        raise OptionError(f'{path}: no training state of BasicSR: it lacks iter, epoch, optimizers or schedulers.')
+    return state
+
+
+def newest_state(paths: Mapping[str, str], networks: list[str]) -> Iterator[tuple[Path, dict[str, Any] | OptionError]]:
+    """The states of a run, newest first, each with its content or with what is wrong with it.
+
+    Args:
+        paths: ``path:`` of the options, with ``models`` and ``training_states``.
+        networks: Labels of the networks that belong to a state, such as ``net_g``.
+    """
+    found = saved_iterations(Path(paths['training_states']), r'(\d+)\.state')
+    for iteration, path in reversed(found.items()):
+        try:
+            state = read_state(path)
+            for network in networks:
+                weights = Path(paths['models'], f'{network}_{iteration}.pth')
+                if weights.is_file():
+                    check_whole(weights)
+                read_parameters(weights)
+            yield path, state
+        except OptionError as error:
+            yield path, error
