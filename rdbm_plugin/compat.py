@@ -113,7 +113,8 @@ def go_on_exactly(pipeline: ModuleType) -> None:
     made: dict[str, Any] = {}
 
     def make_loggers(opt: dict[str, Any]) -> Any:
-        made['tb_logger'] = start_loggers(opt)
+        board = start_loggers(opt)
+        made['tb_logger'] = board and SurvivingBoard(board)
         return made['tb_logger']
 
     def make_set(dataset_opt: dict[str, Any]) -> Any:
@@ -144,6 +145,27 @@ def go_on_exactly(pipeline: ModuleType) -> None:
     build_loaders, build_model = pipeline.create_train_val_dataloader, pipeline.build_model
     pipeline.init_tb_loggers, pipeline.create_train_val_dataloader = make_loggers, make_loaders
     pipeline.build_model, pipeline.load_resume_state = make_model, load_resume_state
+
+
+class SurvivingBoard:
+    """A TensorBoard writer that does not end the training when its disk is full, as torch's does."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.lost:
+                return None
+            try:
+                return getattr(self.board, name)(*args, **kwargs)
+            except OSError as error:
+                from basicsr.utils import get_root_logger
+                self.lost = True
+                get_root_logger().warning(f'TensorBoard can write no more: {error}. Training goes on without.')
+                return None
+        return call
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:

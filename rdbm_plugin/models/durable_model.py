@@ -103,7 +103,7 @@ class DurableModel(SRModel):
         """Let training go on if ``what`` cannot be saved; what is saved at its end must be, and is not under this."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             get_root_logger().warning(f'{what} could not be saved: {error}. Training goes on; older checkpoints are as '
                                       'they were.')
 

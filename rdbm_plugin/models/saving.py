@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,23 @@ def save_whole(content: Any, path: Path) -> None:
     """torch.save so that ``path`` holds the new content, or what it held before, whenever the process or machine dies.
 
     Raises:
-        OSError or RuntimeError: It could not be written; nothing is left behind.
+        OSError: It could not be written; nothing is left behind.
     """
     partial = path.with_name(f'.{path.name}.partial')
+    # torch.save itself hides why a file could not be written.
+    buffer = BytesIO()
+    torch.save(content, buffer)
     try:
         with partial.open('wb') as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
         _sync_folder(path.parent)
-    except BaseException:
+    except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from os import path as osp
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,17 @@ class ValidatingModel(DurableModel):
                save_img: bool) -> ImageScore:
         images = {key: tensor2img([image]) for key, image in visuals.items()}
         if save_img:
-            imwrite(images['result'], self._image_path(dataset, image, current_iter))
+            self._write_picture(images['result'], self._image_path(dataset, image, current_iter))
         metrics, clean = self.opt['val'].get('metrics'), images.get('gt')
         restored = evaluation.scores(images['result'], clean, metrics, dataset)
         key = f'{dataset}/{image}'
         if key not in self.degraded_scores:
             self.degraded_scores[key] = evaluation.scores(images['lq'], clean, metrics, dataset)
         return ImageScore(image, restored, self.degraded_scores[key], self.seconds, self.evaluations)
+
+    def _write_picture(self, image: report.Picture, path: str) -> None:
+        with self.surviving('A picture') if self.is_train else nullcontext():
+            imwrite(image, path)
 
     def _image_path(self, dataset: str, image: str, current_iter: int | str) -> str:
         folder = osp.join(self.opt['path']['visualization'], dataset)
@@ -140,7 +145,7 @@ class ValidatingModel(DurableModel):
             logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{table}')
         picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
-        imwrite(report.picture_grid(self.examples, columns)[:, :, ::-1], picture)
+        self._write_picture(report.picture_grid(self.examples, columns)[:, :, ::-1], picture)
         logger.info(f'Before and after: {picture}')
         if not self.is_train:
             folder = Path(self.opt['path']['results_root'])

@@ -1,0 +1,115 @@
+"""Two real processes with gloo: they learn what one would, stop together, and none waits for one that died."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, command, forced, short
+from test_durability import RUNS, differences, file, what_remains  # noqa: F401
+
+LAUNCH = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+ONE_THREAD = {'OMP_NUM_THREADS': '1'}
+
+
+def steps(folder, name, samples, parts, *more, ranks=1):
+    launch = LAUNCH if ranks == 2 else ()
+    process = command(*launch, ROOT / 'tests/two_ranks.py', name, samples, parts, 'SGD', 'l2', *more, cwd=folder,
+                      env=dict(ONE_THREAD))
+    return torch.load(folder / name, weights_only=True), process.stdout
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    """One process with the whole batch."""
+    return steps(tmp_path_factory.mktemp('one'), 'one.pt', 14, 1)[0]
+
+
+@pytest.mark.parametrize(('samples', 'parts', 'ranks'), [(7, 1, 2), (7, 2, 2), (14, 4, 1)])
+def test_two_halves_of_a_batch_give_the_gradients_and_weights_of_the_whole(tmp_path, one, samples, parts, ranks):
+    """Noise for every pixel, clipping, own starts and weighted samples included."""
+    found, _ = steps(tmp_path, 'parts.pt', samples, parts, ranks=ranks)
+    for kind in ('gradients', 'weights', 'average'):
+        gaps = [float((one[kind][name] - value).abs().max()) for name, value in found[kind].items()]
+        assert max(gaps) <= 1e-6
+    assert max(float(value.abs().max()) for value in one['gradients'].values()) > 0.01
+    assert found['losses'] == pytest.approx(one['losses'], rel=1e-5)
+
+
+def test_step_that_is_not_finite_on_one_rank_is_taken_on_none(tmp_path):
+    found, output = steps(tmp_path, 'poisoned.pt', 7, 1, 'poison', ranks=2)
+    assert found['skipped'] == 1
+    assert all(bool(value.isfinite().all()) for value in found['weights'].values())
+    warned = re.search(r'Iteration 2: l_pix nan, .*: step skipped.*rank 0: (.*); rank 1: (.*)', output)
+    assert len(warned[1].split(', ')) == len(warned[2].split(', ')) == 7, 'the images of both ranks are named'
+
+
+def launched(file, changes, *extra):  # noqa: F811
+    return [sys.executable, *LAUNCH, '-m', 'rdbm_plugin', 'train', '-opt', str(file), '--launcher', 'pytorch', *extra,
+            *forced({**RUNS, **changes})]
+
+
+def test_two_ranks_stop_together_and_go_on_bit_for_bit(file, tmp_path):  # noqa: F811
+    """The signal goes to the launcher, as Slurm and users send it."""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), **ONE_THREAD}
+    for name in ('whole', 'stopped'):
+        (tmp_path / name).mkdir()
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    subprocess.run(launched(file, {}), cwd=whole, env=environment, check=True, timeout=300, capture_output=True)
+    with open(stopped / 'output', 'w') as output:
+        process = subprocess.Popen(launched(file, {}), cwd=stopped, env=environment, stdout=output,
+                                   stderr=subprocess.STDOUT)
+        until = time.monotonic() + 120
+        while 'iter:       7,' not in (stopped / 'output').read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    end = re.search(r'Stopped by SIGTERM after iteration (\d+); saved until (\d+)', (stopped / 'output').read_text())
+    assert end[1] == end[2]
+    process = subprocess.run(launched(file, {}, '--auto_resume'), cwd=stopped, env=environment, check=True, timeout=300,
+                             capture_output=True, text=True)
+    assert f'iter: {end[1]}.' in process.stdout + process.stderr
+    assert differences(what_remains(whole), what_remains(stopped)) == []
+
+
+DYING = '''
+import os
+import signal
+from torch import distributed
+from rdbm_plugin.models.rdbm_model import RDBMModel
+from rdbm_plugin.registration import __version__
+from basicsr.utils.registry import MODEL_REGISTRY
+
+
+@MODEL_REGISTRY.register()
+class DyingModel(RDBMModel):
+    def optimize_parameters(self, current_iter):
+        if current_iter == 3 and distributed.get_rank() == 1:
+            HOW
+        super().optimize_parameters(current_iter)
+'''
+
+
+@pytest.mark.parametrize(('how', 'words'), [
+    ("raise RuntimeError('no more data on this node')", 'no more data on this node'),
+    ('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL')])
+def test_rank_that_dies_ends_the_job_within_a_minute(file, tmp_path, how, words):  # noqa: F811
+    (tmp_path / 'dying.py').write_text(DYING.replace('HOW', how))
+    text = file.read_text().replace('rdbm_plugin.registration.__version__', 'dying.__version__')
+    (tmp_path / 'own.yml').write_text(text.replace('model_type: RDBMModel', 'model_type: DyingModel'))
+    begin = time.monotonic()
+    environment = {'PYTHONPATH': str(tmp_path), **ONE_THREAD}
+    process = command(*launched('own.yml', short(500))[1:], cwd=tmp_path, env=environment, check=False)
+    assert process.returncode != 0 and time.monotonic() - begin < 60
+    assert words in process.stdout
+
+
+@pytest.mark.parametrize('spelling', ['--local-rank=1', '--local_rank=1'])
+def test_both_spellings_of_the_local_rank(spelling, monkeypatch):
+    from rdbm_plugin import compat
+    monkeypatch.setattr(sys, 'argv', ['rdbm', '-opt', str(ROOT / 'options/train_rdbm_quickstart.yml'), spelling])
+    compat.provide_functional_tensor()
+    assert compat.parse_options('.')[1].local_rank == 1
