@@ -9,7 +9,8 @@ VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').
 BASICSR = ['basicsr>=1.4.2']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
-TEST = ['pytest>=7', 'ruff>=0.6', 'playwright>=1.40', *PLOT]
+SAFETENSORS = ['safetensors>=0.4']
+TEST = ['pytest>=7', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS]
 
 setup(
     name='rdbm_plugin',
@@ -23,7 +24,8 @@ setup(
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=9.1',
                       'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=5.1', 'tqdm>=4'],
-    extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'test': BASICSR + TEST, 'all': BASICSR + TEST},
+    extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'safetensors': SAFETENSORS,
+                    'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],
 )

@@ -50,6 +50,16 @@ def arguments(name, option_file, changes=None, extra=()):
     return [name, '-opt', str(ROOT / 'options' / option_file), *extra, *forced(changes)]
 
 
+def training_options(changes=(), rank=0, ranks=1):
+    """Options of the quickstart with changes, as RDBMModel gets them from BasicSR."""
+    from rdbm_plugin.option_file import read_option_file
+    opt = read_option_file(ROOT / 'options/train_rdbm_quickstart.yml', ['num_gpu=0', *changes], plugins=False)
+    opt.update(is_train=True, dist=ranks > 1, rank=rank, world_size=ranks)
+    for phase, dataset in opt['datasets'].items():
+        dataset['phase'] = phase.split('_')[0]
+    return opt
+
+
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """Runs a command in this process, in an empty folder, and returns the one line it was refused with."""

@@ -7,9 +7,9 @@ With poison the last rank meets one pixel that is no number, in the second step.
 """
 import os
 import sys
-from pathlib import Path
 
 import torch
+from conftest import training_options
 from torch import distributed
 from torch.utils.data import DataLoader
 
@@ -19,7 +19,6 @@ compat.provide_functional_tensor()
 import rdbm_plugin.registration  # noqa: E402, F401
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset  # noqa: E402
 from rdbm_plugin.models.rdbm_model import RDBMModel  # noqa: E402
-from rdbm_plugin.option_file import read_option_file  # noqa: E402
 
 out, samples, parts, optimizer, criterion = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:6]
 torch.set_num_threads(1)
@@ -27,14 +26,11 @@ ranks = int(os.environ.get('WORLD_SIZE', '1'))
 if ranks > 1:
     distributed.init_process_group('gloo')
 rank = int(os.environ.get('RANK', '0'))
-opt = read_option_file(Path(__file__).parent.parent / 'options/train_rdbm_quickstart.yml', [
-    'num_gpu=0', f'datasets:train:batch_size_per_gpu={samples}', 'datasets:train:gt_size=32', 'train:amp=none',
+opt = training_options([
+    f'datasets:train:batch_size_per_gpu={samples}', 'datasets:train:gt_size=32', 'train:amp=none',
     f'train:micro_batches={parts}', f'train:pixel_opt:criterion={criterion}', 'train:grad_clip=1',
-    'bridge:modulation=one', 'train:own_start_share=0.5'])
+    'bridge:modulation=one', 'train:own_start_share=0.5'], rank, ranks)
 opt['train']['optim_g'] = {'type': optimizer, 'lr': 0.1 if optimizer == 'SGD' else 1e-3}
-opt.update(is_train=True, dist=ranks > 1, rank=rank, world_size=ranks)
-for phase, dataset in opt['datasets'].items():
-    dataset['phase'] = phase.split('_')[0]
 torch.manual_seed(0)
 model = RDBMModel(opt)
 torch.manual_seed(rank)

@@ -64,8 +64,8 @@ def _read_safetensors(path: str | Path) -> dict[str, Any]:
         raise OptionError(f'path: {path}: damaged, or no safetensors file: {error}') from None
 
 
-def write_safetensors(parameters: dict[str, Tensor], path: str | Path, **about: str) -> None:
-    """Write parameters as a safetensors file, with ``about`` as its metadata.
+def write_safetensors(parameters: dict[str, Tensor], path: str | Path) -> None:
+    """Write parameters as a safetensors file.
 
     Raises:
         OptionError: safetensors is not installed.
@@ -74,7 +74,7 @@ def write_safetensors(parameters: dict[str, Tensor], path: str | Path, **about: 
         from safetensors.torch import save_file
     except ImportError:
         raise OptionError(f'{path}: writing it needs safetensors: pip install safetensors') from None
-    save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, path, about)
+    save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, path)
 
 
 def check_fits(path: str | Path, parameters: dict[str, Tensor], net: nn.Module) -> None:

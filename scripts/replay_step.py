@@ -1,0 +1,91 @@
+"""Repeats a step whose loss or gradient was not finite, and names the first module where that arises.
+
+    python scripts/replay_step.py experiments/NAME/nonfinite_1234_rank0.pth
+
+The dump is what RDBMModel writes when it ends a training (train: nonfinite_limit). Runs on the CPU, in float32 and,
+if the training used amp, in that precision too; needs no training data.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdbm_plugin import compat
+from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.models.checkpoint import read_safely
+from rdbm_plugin.options import OptionError, build
+
+compat.provide_functional_tensor()
+import_module('rdbm_plugin.registration')
+preflight = import_module('rdbm_plugin.preflight')
+
+
+def main() -> int:
+    """Print what is not finite, and return 1 if it could be repeated, else 0."""
+    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('dump', help='the file that the error names')
+    dump = read_safely(parser.parse_args().dump)
+    options = json.loads(dump['options'])
+    print(f'Iteration {dump["iteration"]}: {dump["losses"]}, norm of the gradient {dump["norm"]:g}')
+    for name, tensor in {**dump['states'], **{f'weights {k}': v for k, v in dump['params'].items()}}.items():
+        tell(name, tensor, dump)
+    network = build('network_g', options['network_g'], preflight.registered('ARCH'))
+    network.load_state_dict(dump['params'])
+    amp = preflight.check_training(options['train'], build_bridge(options['bridge']).timesteps).amp
+    found = [repeat(network, options, dump['states'], amp=each) for each in dict.fromkeys(('none', amp))]
+    return int(any(found))
+
+
+def tell(name: str, tensor: Tensor, dump: dict[str, Any]) -> None:
+    """Say which samples of a tensor are not finite, if any are."""
+    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+        return
+    rows = tensor if tensor.dim() and len(tensor) == len(dump['names']) else ()
+    which = [name for name, row in zip(dump['names'], rows) if not bool(row.isfinite().all())]
+    print(f'  {name} is not finite{": " + ", ".join(which) if which else ""}')
+
+
+def repeat(network: nn.Module, options: dict[str, Any], states: dict[str, Tensor], amp: str) -> bool:
+    """Forward and backward pass with a look at the output of every module; whether anything was not finite."""
+    first: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Tensor) -> None:
+            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                first.append(f'output of {name or "the network"} ({type(module).__name__})')
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in network.named_modules()]
+    bridge = build_bridge(options['bridge'], preflight.registered('BRIDGE'))
+    dtype = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[amp]
+    mu, t, z = states['mu'], states['t'], states['z']
+    network.zero_grad()
+    with torch.autocast('cpu', dtype, enabled=amp != 'none'):
+        output = network(bridge.centre(mu, t) + z, mu, t).float()
+    loss = build('train: pixel_opt', options['train']['pixel_opt'], preflight.registered('LOSS'))
+    if hasattr(loss, 'weights'):
+        value = loss(output, states['target'], t, bridge, states['residual'], states['mean_weight'])
+    else:
+        value = loss((mu + 1 + bridge.to_residual(output, z, mu, t)) / 2, states['gt'])
+    value.backward()
+    for hook in hooks:
+        hook.remove()
+    if not bool(value.isfinite()):
+        first.append('the pixel loss')
+    first += [f'gradient of {name}' for name, p in reversed(list(network.named_parameters()))
+              if p.grad is not None and not bool(p.grad.isfinite().all())]
+    print(f'  amp: {amp}: ' + (f'first not finite: {first[0]}; {len(first)} in all' if first else 'all is finite'))
+    return bool(first)
+
+
+if __name__ == '__main__':
+    try:
+        sys.exit(main())
+    except OptionError as error:
+        sys.exit(str(error))
