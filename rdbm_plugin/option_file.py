@@ -53,7 +53,7 @@ def _named(loader: yaml.Loader, suffix: str, node: yaml.Node) -> Any:
 
 for _loader in (_PlainLoader, _PluginLoader):
     _loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_PlainLoader.add_multi_constructor('tag:yaml.org,2002:python/', lambda loader, suffix, node: None)
+_PlainLoader.add_multi_constructor('tag:yaml.org,2002:python/name:', lambda loader, suffix, node: None)
 _PluginLoader.add_multi_constructor('tag:yaml.org,2002:python/name:', _named)
 
 

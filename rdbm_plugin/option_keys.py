@@ -79,7 +79,8 @@ KEYS: dict[str, dict[str, Kind]] = {
 }
 """Block -> the keys that BasicSR and RDBMModel read there, and their check; '' is the top of the file."""
 
-NEEDED = {'': ('train', 'logger'), 'train': ('optim_g', 'scheduler', 'total_iter'),
+NEEDED = {'': ('name', 'num_gpu', 'datasets', 'path', 'train', 'logger'),
+          'train': ('optim_g', 'scheduler', 'total_iter'),
           'logger': ('print_freq', 'save_checkpoint_freq'), 'val': ('val_freq', 'save_img')}
 """Block -> the keys without which BasicSR's training fails, some of them days after its start."""
 

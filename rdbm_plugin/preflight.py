@@ -161,7 +161,7 @@ def check_model(opt: Mapping[str, Any]) -> None:
     Raises:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
-    for check in (check_values, check_unknown, check_bridge, check_network, check_schedule, check_metrics):
+    for check in (check_unknown, check_values, check_bridge, check_network, check_schedule, check_metrics):
         check(opt)
 
 
@@ -196,11 +196,10 @@ def check_dataset(phase: str, dataset: Mapping[str, Any]) -> None:
 
 def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
-    yield partial(check_values, opt)
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
-    own = (check_unknown, check_bridge, check_network) if ours else (check_foreign_model,)
-    for check in (*own, check_schedule, check_metrics):
+    first, own = ((check_unknown,), (check_bridge, check_network)) if ours else ((), (check_foreign_model,))
+    for check in (*first, check_values, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in _block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset)

@@ -1,7 +1,9 @@
 """Option files and changes to them are read as plain data, and anything at all gets an error of ours or none."""
 import io
+import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -47,22 +49,23 @@ def edited(old, new):
     return TEXT.replace(old, new)
 
 
+VAL, LOGS = TEXT.index('\nval:') + 1, TEXT.index('# Logs -')
 SURPRISES = {
-    'val within train': (edited('\nval:\n  val_freq', '\n  val:\n    val_freq').replace('\n  save_img', '\n    save_img'),
+    'val within train': (TEXT[:VAL] + re.sub('(?m)^', '  ', TEXT[VAL:LOGS]) + TEXT[LOGS:],
                          ["train: key 'val'", 'top of the file', 'indentation']),
-    'metrics at the top': (edited('  metrics:\n    psnr:', 'metrics:\n    psnr:').replace('      type: calc', '     type: calc'),
-                           ['not valid YAML']),
+    'metrics at the top': (edited('  metrics:\n    psnr:', 'metrics:\n    psnr:'),
+                           ["key 'metrics'", 'belongs under val']),
     'val left out': (TEXT[:TEXT.index('# Validation -')] + TEXT[TEXT.index('# Logs -'):], ['val: missing or empty']),
     'two blocks of one name': (TEXT + '\nval:\n  val_freq: 5\n', ["key 'val' stands twice", 'line']),
     'key at the top': (TEXT + '\nsave_img: true\n', ["key 'save_img'", 'belongs under val']),
-    'misspelt block': (edited('\nlogger:', '\nloger:'), ["key 'logger' is missing", "'loger'"]),
+    'misspelt block': (edited('\nlogger:', '\nloger:'), ["key 'loger'", "Did you mean 'logger'?"]),
     'misspelt key': (edited('  ema_decay: 0.997', '  ema_deacy: 0.997'), ["key 'ema_deacy'", "'ema_decay'"]),
     'path that would be made': (edited('  resume_state: ~', '  resume_sate: x'), ["path: key 'resume_sate'"]),
     'text for a number': (edited('  total_iter: 3000', '  total_iter: 3e3'), ["total_iter: found '3e3'"]),
     'text for a switch': (edited('  use_tb_logger: true', '  use_tb_logger: "yes"'), ["use_tb_logger: found 'yes'"]),
     'name as a number': (edited('name: train_rdbm_quickstart', 'name: 001'), ['name: found 1', 'quotes']),
     'name that climbs': (edited('name: train_rdbm_quickstart', 'name: ../../x'), ["name: found '../../x'"]),
-    'schedule that ends early': (edited('    periods: [3000]', '    periods: [2000]'), ['periods: found [2000]', '3000']),
+    'schedule that ends early': (edited('  periods: [3000]', '  periods: [2000]'), ['periods: found [2000]', '3000']),
     'schedule of another type': (edited('    eta_min: !!float 1e-6', '    gamma: 0.5'), ["unknown key 'gamma'"]),
     'weights of restarts': (edited('    restart_weights: [1]', '    restart_weights: [1, 2]'), ['restart_weights']),
     'prefetch without pinning': (edited('    prefetch_mode: ~ ', '    prefetch_mode: cuda '), ['pin_memory']),
@@ -71,7 +74,7 @@ SURPRISES = {
     'seed': (edited('manual_seed: 0', 'manual_seed: -1'), ['manual_seed: found -1']),
     'program': (edited('scale: 1 ', 'scale: !!python/object/apply:os.getcwd [] #'), ['Option files may name a plugin']),
     'key that is no text': (TEXT + '\n1: 2\n', ['the key 1 is no text']),
-    'block without end': ('a: &a [*a]', ['without end']),
+    'block without end': ('a: &a [*a]', ['recursive']),
     'billion laughs': ('a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(
         f'{c}: &{c} [{",".join(["*" + p] * 9)}]\n' for p, c in zip('abcdefgh', 'bcdefghi')), ['more than 100000']),
 }
@@ -100,9 +103,9 @@ def test_reading_gives_what_basicsr_reads():
 
 @pytest.mark.parametrize(('text', 'value'), [
     ('~', None), ('none', None), ('None', None), ('true', True), ('False', False), ('3', 3), ('0.5', 0.5), ('-1', -1),
-    ('1e-4', 1e-4), ('!!float 1e-4', 1e-4), ('!!float 2', 2.0), ('.5', 0.5), ('10/255', '10/255'), ('abc', 'abc'), ('', ''),
-    ('[1, 2]', [1, 2]), ("['a', 'b']", ['a', 'b']), ('[derain, deblur]', ['derain', 'deblur']), ('{a: 1}', {'a': 1}),
-    ("'007'", '007'), ('1.2.3', '1.2.3'), ('a=b', 'a=b'), ('nan', 'nan')])
+    ('1e-4', 1e-4), ('!!float 1e-4', 1e-4), ('!!float 2', 2.0), ('.5', 0.5), ('10/255', '10/255'), ('abc', 'abc'),
+    ('', ''), ('[1, 2]', [1, 2]), ("['a', 'b']", ['a', 'b']), ('[derain, deblur]', ['derain', 'deblur']),
+    ('{a: 1}', {'a': 1}), ("'007'", '007'), ('1.2.3', '1.2.3'), ('a=b', 'a=b'), ('nan', 'nan')])
 def test_values_on_the_command_line(text, value):
     found = parse_value(text)
     assert found == value and type(found) in (type(value), type(yaml.safe_load('{a: 1}')), type(parse('{a: 1}')))
@@ -123,7 +126,7 @@ def test_changes_that_cannot_be_made_are_named(change, words):
     content = parse(TEXT)
     with pytest.raises(OptionError) as error:
         make_change(content, change)
-    assert words in str(error.value) and f'--force_yml: {change}' in str(error.value).replace("found '", '').replace("'", '')
+    assert words in str(error.value) and str(error.value).startswith('--force_yml: ') and change in str(error.value)
 
 
 def test_no_change_runs_a_program(tmp_path, monkeypatch):
@@ -150,24 +153,22 @@ def test_file_that_would_run_a_program_is_refused_and_named(tmp_path):
 def test_plugin_that_is_not_there_is_named(tmp_path):
     file = tmp_path / 'x.yml'
     file.write_text(TEXT.replace('rdbm_plugin.registration.__version__', 'no_such_plugin.x'))
-    with pytest.raises(OptionError, match='line 6.*no_such_plugin.*PYTHONPATH'):
+    with pytest.raises(OptionError, match=r'line 6.*no_such_plugin.*PYTHONPATH'):
         read_option_file(file)
 
 
 YAML_BITS = st.sampled_from([
-    'train:', 'val:', '  ', '\n', '- ', '? ', ': ', '&a ', '*a', '<<: ', '!!float ', '!!timestamp ', '!!bool ', '!!int ',
-    '!!binary ', '!!set ', '!!omap ', '!!python/name:os.system', '!!python/object/new:x ', '[', ']', '{', '}', '|\n', '>\n',
-    '"', "'", '#', '%YAML 9.9\n', '---\n', '...\n', '1e999', '0x', '0b2', '1:60', '2020-99-99', '~', '=', '.inf', '\t',
-    '\x00', '\ufeff', '\ud7ff', '🜏', 'scale', 'name', '[' * 50])
+    'train:', 'val:', '  ', '\n', '- ', '? ', ': ', '&a ', '*a', '<<: ', '!!float ', '!!timestamp ', '!!bool ',
+    '!!int ', '!!binary ', '!!set ', '!!omap ', '!!python/name:os.system', '!!python/object/new:x ', '[', ']', '{', '}',
+    '|\n', '>\n', '"', "'", '#', '%YAML 9.9\n', '---\n', '...\n', '1e999', '0x', '0b2', '1:60', '2020-99-99', '~', '=',
+    '.inf', '\t', '\x00', '\ufeff', '\ud7ff', '🜏', 'scale', 'name', '[' * 50])
 
 
 @FUZZ
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200), st.lists(YAML_BITS, max_size=25).map(''.join)))
 def test_fuzzing_the_reader(content):
-    try:
+    with suppress(OptionError):
         parse(content)
-    except OptionError:
-        pass
 
 
 LINES = TEXT.splitlines(keepends=True)
@@ -192,10 +193,8 @@ def test_fuzzing_the_checks(check, data):
 @given(st.text(max_size=60) | st.builds('{}={}'.format, st.sampled_from(['train:ema_decay', 'name', 'val:metrics']),
                                         st.text(max_size=30) | st.lists(YAML_BITS, max_size=6).map(''.join)))
 def test_fuzzing_changes(change):
-    try:
+    with suppress(OptionError):
         make_change({'name': 'x', 'train': {'ema_decay': 1}, 'val': {'metrics': {}}}, change)
-    except OptionError:
-        pass
 
 
 def encoded():

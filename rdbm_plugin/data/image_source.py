@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -120,7 +121,8 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint
     fault = 'is empty' if not content else 'is truncated' if _is_truncated(content) else None
     image = None
     if fault is None:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        with suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if image is None:
             fault = 'is damaged or of another format'
         elif image.dtype not in (np.uint8, np.uint16):
@@ -144,7 +146,8 @@ def _is_truncated(content: bytes) -> bool:
     try:
         with Image.open(BytesIO(content)) as image:
             image.load()
-    except (OSError, SyntaxError):
+    # Pillow's decoders raise whatever Python raises at a damaged file.
+    except Exception:
         return True
     return False
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rdbm_plugin.data.image_source import ImageError, decode_rgb
 
@@ -59,18 +59,26 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
         content = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror}).') from None
+    # Pillow's decoders raise whatever Python raises at a damaged file.
     try:
-        # Pillow opens lazily: sizes are known before anything is decoded.
-        with _quiet(), Image.open(BytesIO(content)) as image:
-            megapixels = image.width * image.height / 1e6
-            if megapixels > max_megapixels:
-                raise ImageError(f'{path}: has {megapixels:.0f} megapixels, more than the limit of {max_megapixels:g}; '
-                                 'raise it with --max-megapixels if that is meant.')
-            decode_rgb(content, str(path))
-            return _decoded(content, image)
-    except (UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+        # It opens lazily: sizes are known before anything is decoded.
+        with _quiet():
+            image = Image.open(BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f'{path}: {error}') from None
+    except Exception:
         # OpenCV reads a few formats that Pillow does not.
         return Photo(decode_rgb(content, str(path)))
+    with image:
+        megapixels = image.width * image.height / 1e6
+        if megapixels > max_megapixels:
+            raise ImageError(f'{path}: has {megapixels:.0f} megapixels, more than the limit of {max_megapixels:g}; '
+                             'raise it with --max-megapixels if that is meant.')
+        decode_rgb(content, str(path))
+        try:
+            return _decoded(content, image)
+        except Exception as error:
+            raise ImageError(f'{path}: not a readable image: {error}. Replace or remove it.') from None
 
 
 @contextlib.contextmanager
