@@ -5,6 +5,8 @@ None of them changes what BasicSR does for other models. All act in the process 
 """
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -108,8 +110,7 @@ def go_on_exactly(pipeline: ModuleType) -> None:
     from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
     from rdbm_plugin.data.task_mixture import MixedDataset
     from rdbm_plugin.models.durable_model import DurableModel, Loop
-    from rdbm_plugin.options import OptionError
-    from rdbm_plugin.preflight import registered
+    from rdbm_plugin.preflight import check_batches, registered
     made: dict[str, Any] = {}
 
     def make_loggers(opt: dict[str, Any]) -> Any:
@@ -128,10 +129,7 @@ def go_on_exactly(pipeline: ModuleType) -> None:
             pipeline.build_dataset = make_set
         loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
         made.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
-        if not len(loader):
-            raise OptionError(
-                f'datasets: train: {len(loader.dataset)} images times dataset_enlarge_ratio, shared by '
-                f'{opt["world_size"]} processes, do not fill a batch of {loader.batch_size}; raise the ratio.')
+        check_batches(len(loader.dataset), opt['datasets']['train'], opt['world_size'])
         # BasicSR counts the incomplete batch at the end of an epoch, which its loader drops, and would end too early.
         return loader, sampler, val_loaders, ceil(iterations / len(loader)), iterations
 
@@ -252,7 +250,7 @@ def read_options(file: str | Path, changes: Sequence[str] = (), is_train: bool =
 
 
 def distribute_on_cpus() -> None:
-    """Let ``--launcher pytorch`` work without GPUs.
+    """Let ``--launcher pytorch`` and ``slurm`` work without GPUs.
 
     BasicSR divides by the number of GPUs and always takes NCCL. Nor can it be called twice in one process.
     """
@@ -264,10 +262,16 @@ def distribute_on_cpus() -> None:
     def init_dist(launcher: str, backend: str = 'nccl', **kwargs: object) -> None:
         if torch.distributed.is_initialized():
             return
-        if launcher == 'pytorch' and not torch.cuda.is_available():
-            torch.distributed.init_process_group('gloo')
-        else:
+        if torch.cuda.is_available():
             start(launcher, backend, **kwargs)
+            return
+        if launcher == 'slurm':
+            hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True,
+                                   capture_output=True, text=True).stdout
+            os.environ.update(RANK=os.environ['SLURM_PROCID'], WORLD_SIZE=os.environ['SLURM_NTASKS'],
+                              MASTER_ADDR=hosts.split()[0])
+            os.environ.setdefault('MASTER_PORT', str(kwargs.get('port') or 29500))
+        torch.distributed.init_process_group('gloo')
 
     options.init_dist = init_dist
 

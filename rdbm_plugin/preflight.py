@@ -179,12 +179,20 @@ def check_foreign_model(opt: Mapping[str, Any]) -> None:
                registered('ARCH')[check_choice('network_g: type', network.get('type'), registered('ARCH'))])
 
 
-def check_dataset(phase: str, dataset: Mapping[str, Any]) -> None:
+def check_batches(images: int, dataset: Mapping[str, Any], ranks: int) -> None:
+    """Raise OptionError if a training set does not fill one batch; BasicSR would end without a single iteration."""
+    batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
+    if dataset.get('phase') == 'train' and batch and math.ceil(images * ratio / ranks) < batch:
+        raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {images} images as many times, '
+                          f'shared by {ranks} processes, do not fill one batch of {batch}.')
+
+
+def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> None:
     """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's."""
     where = f'datasets: {phase}'
     cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
     if cls.__module__.startswith('rdbm_plugin.'):
-        cls(dataset)
+        check_batches(len(cls(dataset)), dataset, ranks)
         return
     for key, value in dataset.items():
         if value is not None and key.startswith(('dataroot', 'meta_info_file')):
@@ -202,7 +210,7 @@ def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     for check in (*first, check_values, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in _block(opt, 'datasets').items():
-        yield partial(check_dataset, phase, dataset)
+        yield partial(check_dataset, phase, dataset, opt.get('world_size', 1))
 
 
 def check_options(opt: Mapping[str, Any]) -> None:

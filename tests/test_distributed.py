@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from socket import socket
 
 import pytest
 import torch
@@ -113,3 +114,45 @@ def test_both_spellings_of_the_local_rank(spelling, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['rdbm', '-opt', str(ROOT / 'options/train_rdbm_quickstart.yml'), spelling])
     compat.provide_functional_tensor()
     assert compat.parse_options('.')[1].local_rank == 1
+
+
+def test_slurm_launcher_works_without_gpus(file, tmp_path):  # noqa: F811
+    """Two tasks as srun starts them, with what Slurm puts into their environment."""
+    (tmp_path / 'scontrol').write_text('#!/bin/sh\n[ "$*" = "show hostnames node1" ] && echo localhost\n')
+    (tmp_path / 'scontrol').chmod(0o755)
+    line = [sys.executable, '-m', 'rdbm_plugin', 'train', '-opt', str(file), '--launcher', 'slurm',
+            *forced({**RUNS, **short(4), 'val:val_freq': 4})]
+    with socket() as found:
+        found.bind(('', 0))
+        port = found.getsockname()[1]
+    tasks = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={
+        **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), **ONE_THREAD,
+        'SLURM_PROCID': str(rank), 'SLURM_NTASKS': '2', 'SLURM_NODELIST': 'node1', 'MASTER_PORT': str(port)})
+        for rank in (0, 1)]
+    outputs = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert 'world_size: 2' in outputs[0] and 'iter:       4,' in outputs[0] and 'iter:' not in outputs[1]
+
+
+class Broken(torch.utils.data.Dataset):
+    """Its third item cannot be had."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise ValueError('no such image')
+        return index
+
+
+def test_error_in_a_worker_ends_the_cpu_prefetcher_instead_of_hanging_it():
+    from rdbm_plugin import compat
+    compat.provide_functional_tensor()
+    from basicsr.data import prefetch_dataloader
+    compat.pass_on_errors_of_prefetcher()
+    loader = prefetch_dataloader.PrefetchDataLoader(1, dataset=Broken(), num_workers=1)
+    prefetcher = prefetch_dataloader.CPUPrefetcher(loader)
+    assert [int(prefetcher.next()), int(prefetcher.next())] == [0, 1]
+    with pytest.raises(ValueError, match='no such image'):
+        prefetcher.next()

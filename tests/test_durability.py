@@ -237,6 +237,39 @@ def test_only_the_newest_and_the_best_are_kept(file, tmp_path):
     assert best['psnr']['val'] == pytest.approx(max(averages), abs=1e-4)
 
 
+PAIRS = """  train:
+    name: pairs
+    type: PairedImageDataset
+    dataroot_gt: {root}/gt
+    dataroot_lq: {root}/lq
+    io_backend: {{type: disk}}
+    gt_size: 32
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 2
+    batch_size_per_gpu: 4
+    dataset_enlarge_ratio: 1.5
+
+"""
+
+
+def test_basicsrs_own_data_set_is_gone_on_with_within_an_epoch(file, prepared, tmp_path):
+    """Its crops and flips are drawn from generators that live in the workers."""
+    own = tmp_path / 'own.yml'
+    text = re.sub(r'  train:\n(    .*\n)+\n', PAIRS.format(root=prepared / 'datasets/universal/derain/train'),
+                  file.read_text(), count=1)
+    own.write_text(text)
+    changes = {'datasets:train:batch_size_per_gpu': 4, 'datasets:train:num_worker_per_gpu': 2,
+               'datasets:train:dataset_enlarge_ratio': 1.5}
+    for name in ('whole', 'stopped'):
+        (tmp_path / name).mkdir()
+    train(own, tmp_path / 'whole', **changes)
+    break_off(own, tmp_path / 'stopped', 'iter:       8,', signal.SIGTERM, True, **changes)
+    output = train(own, tmp_path / 'stopped', '--auto_resume', **changes)
+    assert int(re.search(r'Resuming training from epoch: 1, iter: (\d+)', output)[1]) % 6, 'within an epoch of 6'
+    assert differences(what_remains(tmp_path / 'whole'), what_remains(tmp_path / 'stopped')) == []
+
+
 def test_kills_at_thirty_moments_cost_nothing(file, tmp_path):
     """Every second one comes while a checkpoint or state is being written."""
     changes = {**{key: value for key, value in RUNS.items() if 'val_' not in key}, 'logger:keep_best': '~',

@@ -158,6 +158,7 @@ BAD = {
     'rate as text': ({'train:optim_g:lr': '1e-4x'}, ['optim_g: lr', "'1e-4x'", '!!float']),
     'scheduler': ({'train:scheduler:type': 'CosineLR'}, ['scheduler: type', "'CosineLR'", 'MultiStepLR']),
     'prefetch': ({'datasets:train:prefetch_mode': 'gpu'}, ['prefetch_mode', "'gpu'", 'cpu, cuda']),
+    'too few images': ({'datasets:train:dataset_enlarge_ratio': 1}, ['enlarge_ratio: found 1', 'one batch of 5']),
     'interval': ({'val:val_freq': 'ten'}, ['val: val_freq', "'ten'"]),
     'state': ({'path:resume_state': 'foo.state'}, ['resume_state', 'foo.state']),
     'key of another type': ({'bridge:type': 'OUBridge'}, ["unknown key 'modulation' of OUBridge"]),
