@@ -62,9 +62,11 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     Raises:
         OptionError: Naming file, key, line or change.
     """
+    import torch
     from basicsr.utils import options
 
     from rdbm_plugin.option_file import read_option_file
+    from rdbm_plugin.option_keys import check_values
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
     parser.add_argument('--force_yml', nargs='+', default=[])
@@ -72,13 +74,22 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     if given.opt is None:
         return options.parse_options(root_path, is_train=is_train)
     content = read_option_file(given.opt, given.force_yml)
+    check_values({**content, 'is_train': is_train})
+    open_seed = content.get('manual_seed') is None
     saved, yaml = sys.argv, options.yaml
     sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
     options.yaml = _YamlOf(content)
     try:
-        return options.parse_options(root_path, is_train=is_train)
+        opt, args = options.parse_options(root_path, is_train=is_train)
     finally:
         sys.argv, options.yaml = saved, yaml
+    if open_seed and opt['dist']:
+        # BasicSR draws another one on each rank.
+        seeds = [opt['manual_seed']]
+        torch.distributed.broadcast_object_list(seeds)
+        opt['manual_seed'] = seeds[0]
+        options.set_random_seed(seeds[0] + opt['rank'])
+    return opt, args
 
 
 def check_before_writing(pipeline: ModuleType) -> None:
@@ -94,6 +105,8 @@ def check_before_writing(pipeline: ModuleType) -> None:
         check_options(opt)
         if not is_train and not opt['path'].get('pretrain_network_g'):
             raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
+        if not is_train and 'save_img' not in (opt.get('val') or {}):
+            raise OptionError('val: save_img: missing; expected true or false.')
         return opt, args
 
     pipeline.parse_options = parse
@@ -110,13 +123,20 @@ def go_on_exactly(pipeline: ModuleType) -> None:
     from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
     from rdbm_plugin.data.task_mixture import MixedDataset
     from rdbm_plugin.models.durable_model import DurableModel, Loop
-    from rdbm_plugin.preflight import check_batches, registered
-    made: dict[str, Any] = {}
+    from rdbm_plugin.options import OptionError
+    from rdbm_plugin.preflight import registered
+    made: dict[str, Any] = {'epoch': 0, 'iter': 0}
+    loop: dict[str, Any] = {}
+
+    def find_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+        state = load_resume_state(opt)
+        made.update({key: state[key] for key in made} if state else {})
+        return state
 
     def make_loggers(opt: dict[str, Any]) -> Any:
         board = start_loggers(opt)
-        made['tb_logger'] = board and SurvivingBoard(board)
-        return made['tb_logger']
+        loop['tb_logger'] = board and SurvivingBoard(board)
+        return loop['tb_logger']
 
     def make_set(dataset_opt: dict[str, Any]) -> Any:
         dataset = build_set(dataset_opt)
@@ -128,21 +148,25 @@ def go_on_exactly(pipeline: ModuleType) -> None:
             pipeline.EnlargedSampler = partial(ResumableSampler, seed=opt['manual_seed'])
             pipeline.build_dataset = make_set
         loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
-        made.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
-        check_batches(len(loader.dataset), opt['datasets']['train'], opt['world_size'])
-        # BasicSR counts the incomplete batch at the end of an epoch, which its loader drops, and would end too early.
-        return loader, sampler, val_loaders, ceil(iterations / len(loader)), iterations
+        loop.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
+        if not len(loader):
+            raise OptionError(f'datasets: train: dataset_enlarge_ratio: {len(sampler)} samples an epoch do not fill '
+                              f'one batch of {loader.batch_size}.')
+        # BasicSR counts the incomplete batch at the end of an epoch, which its loader drops, and would end too early;
+        # nor need the epochs so far have been as long as they are now.
+        epochs = made['epoch'] + ceil((iterations - made['iter']) / len(loader))
+        return loader, sampler, val_loaders, epochs, iterations
 
     def make_model(opt: dict[str, Any]) -> Any:
         model = build_model(opt)
         if isinstance(model, DurableModel):
-            model.attach(Loop(**made))
+            model.attach(Loop(**loop))
         return model
 
     start_loggers, build_set = pipeline.init_tb_loggers, pipeline.build_dataset
     build_loaders, build_model = pipeline.create_train_val_dataloader, pipeline.build_model
     pipeline.init_tb_loggers, pipeline.create_train_val_dataloader = make_loggers, make_loaders
-    pipeline.build_model, pipeline.load_resume_state = make_model, load_resume_state
+    pipeline.build_model, pipeline.load_resume_state = make_model, find_state
 
 
 class SurvivingBoard:
@@ -183,7 +207,8 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     if opt['auto_resume']:
         if opt['rank'] == 0:
             clear_partial(Path(opt['path']['models']), Path(opt['path']['training_states']))
-        networks = [key.replace('network_', 'net_') for key in opt if key.startswith('network_')]
+        ignored = opt['path'].get('ignore_resume_networks') or ()
+        networks = [key.replace('network_', 'net_') for key in opt if key.startswith('network_') and key not in ignored]
         faults = []
         for path, found in newest_state(opt['path'], networks):
             if not isinstance(found, OptionError):
@@ -202,6 +227,8 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     opt['path']['resume_state'] = str(path)
     if state.get('seed', opt['manual_seed']) != opt['manual_seed']:
         # Left open in the option file, BasicSR draws another one in every start.
+        if opt['rank'] == 0:
+            print(f'manual_seed: {state["seed"]}, as the run began with it, not {opt["manual_seed"]}.', flush=True)
         opt['manual_seed'] = state['seed']
         set_random_seed(state['seed'] + opt['rank'])
     with redirect_stdout(StringIO()):

@@ -73,7 +73,7 @@ def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
     seconds, memory = [], []
     for lq in images:
         run(lq)
-        with _PeakMemory(model.device) as peak:
+        with PeakMemory(model.device) as peak:
             seconds += [run(lq) for _ in range(repeats)]
         memory.append(peak.mib)
     parameters = sum(p.numel() for p in model.get_bare_model(model.net_g).parameters())
@@ -87,14 +87,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class _PeakMemory:
+class PeakMemory:
     """Peak memory within a ``with`` block, above what was held at its start."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.mib: float | None = None
 
-    def __enter__(self) -> _PeakMemory:
+    def __enter__(self) -> PeakMemory:
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)

@@ -14,6 +14,17 @@ def _whole(low: int) -> Kind:
     return lambda key, value: check_int(key, value, low)
 
 
+def _seed(key: str, value: Any) -> None:
+    # numpy takes 32 bits, and every rank and worker adds its number.
+    check_int(key, value, 0, 2**32 - 2**16)
+
+
+def _ratio(key: str, value: Any) -> None:
+    if isinstance(value, str):
+        raise OptionError(f'{key}: found the text {value!r}; expected a number.')
+    check_number(key, value, above=0)
+
+
 def _interval(key: str, value: Any) -> None:
     # BasicSR's own files write !!float 5e3.
     if isinstance(value, str) or check_number(key, value, 1) % 1:
@@ -60,7 +71,7 @@ def _maybe(kind: Kind) -> Kind:
 
 
 KEYS: dict[str, dict[str, Kind]] = {
-    '': {'name': _name, 'model_type': _text, 'scale': _whole(1), 'num_gpu': _gpus, 'manual_seed': _maybe(_whole(0)),
+    '': {'name': _name, 'model_type': _text, 'scale': _whole(1), 'num_gpu': _gpus, 'manual_seed': _maybe(_seed),
          'plugin': _any, 'bridge': _maybe(_block), 'datasets': _block, 'network_g': _block, 'path': _block,
          'train': _block, 'val': _maybe(_block), 'logger': _block, 'dist_params': _block,
          'find_unused_parameters': _switch, 'auto_resume': _switch, 'is_train': _switch, 'dist': _switch,
@@ -73,7 +84,7 @@ KEYS: dict[str, dict[str, Kind]] = {
             'sampler': _maybe(_block), 'metrics': _maybe(_block), 'tile': _any, 'tile_overlap': _any},
     'logger': {'print_freq': _interval, 'save_checkpoint_freq': _interval, 'keep_last': _maybe(_whole(1)),
                'keep_best': _maybe(_text), 'use_tb_logger': _maybe(_switch), 'wandb': _maybe(_block)},
-    'path': {'pretrain_network_g': _maybe(_text), 'param_key_g': _maybe(_text), 'strict_load_g': _switch,
+    'path': {'pretrain_network_g': _maybe(_text), 'param_key_g': _maybe(_text), 'strict_load_g': _maybe(_switch),
              'resume_state': _maybe(_text), 'ignore_resume_networks': _any, 'root': _any, 'experiments_root': _any,
              'models': _any, 'training_states': _any, 'log': _any, 'visualization': _any, 'results_root': _any},
 }
@@ -81,14 +92,15 @@ KEYS: dict[str, dict[str, Kind]] = {
 
 NEEDED = {'': ('name', 'num_gpu', 'datasets', 'path', 'train', 'logger'),
           'train': ('optim_g', 'scheduler', 'total_iter'),
-          'logger': ('print_freq', 'save_checkpoint_freq'), 'val': ('val_freq', 'save_img')}
+          'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'), 'val': ('val_freq', 'save_img')}
 """Block -> the keys without which BasicSR's training fails, some of them days after its start."""
 
-_LOADED = {'batch_size_per_gpu': _whole(1), 'num_worker_per_gpu': _whole(0), 'dataset_enlarge_ratio': _any,
+_LOADED = {'batch_size_per_gpu': _whole(1), 'num_worker_per_gpu': _whole(0), 'dataset_enlarge_ratio': _ratio,
+           'dataroot_gt': _maybe(_text), 'dataroot_lq': _maybe(_text),
            'prefetch_mode': _maybe(lambda key, value: check_choice(key, value, ('cpu', 'cuda'))),
            'num_prefetch_queue': _whole(1), 'pin_memory': _switch, 'persistent_workers': _switch}
-_PAIRED = {'name', 'type', 'phase', 'scale', 'dataroot_gt', 'dataroot_lq', 'filename_tmpl', 'meta_info_file',
-           'io_backend', 'gt_size', 'use_hflip', 'use_rot', 'color', 'mean', 'std', *_LOADED}
+_PAIRED = {'name', 'type', 'phase', 'scale', 'filename_tmpl', 'meta_info_file',
+           'io_backend', 'gt_size', 'use_hflip', 'use_rot', 'use_shuffle', 'color', 'mean', 'std', *_LOADED}
 """What BasicSR's PairedImageDataset, SingleImageDataset and their loaders read."""
 
 
@@ -146,7 +158,6 @@ def _check_training_set(opt: Mapping[str, Any]) -> None:
     for key in ('batch_size_per_gpu', 'num_worker_per_gpu'):
         if key not in train:
             raise OptionError(f'datasets: train: key {key!r} is missing.{suggest(key, train)}')
-    check_number('datasets: train: dataset_enlarge_ratio', train.get('dataset_enlarge_ratio', 1), above=0)
     if train.get('prefetch_mode') == 'cpu' and not train['num_worker_per_gpu']:
         raise OptionError('datasets: train: prefetch_mode: cpu with num_worker_per_gpu: 0 would let two threads read '
                           'one data set, and runs would not repeat; use workers.')

@@ -63,6 +63,8 @@ def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSett
         OptionError: Naming the key, what was found and what is allowed.
     """
     optimizer_class(_block(train_opt, 'optim_g'))
+    if not train_opt.get('pixel_opt') and not train_opt.get('perceptual_opt'):
+        raise OptionError('train: pixel_opt: missing or empty, and so is perceptual_opt; there is no loss.')
     if train_opt.get('pixel_opt'):
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
     share = train_opt.get('node_t_share')
@@ -155,13 +157,18 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
         check_training(_block(opt, 'train'), bridge.timesteps)
 
 
-def check_model(opt: Mapping[str, Any]) -> None:
+def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
     """Check all of the options of an RDBMModel but its data.
+
+    Args:
+        opt: The options.
+        strict: Whether keys that RDBMModel does not know are refused; a model derived from it may have its own.
 
     Raises:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
-    for check in (check_unknown, check_values, check_bridge, check_network, check_schedule, check_metrics):
+    first = (check_unknown,) if strict else ()
+    for check in (*first, check_values, check_bridge, check_network, check_schedule, check_metrics):
         check(opt)
 
 
@@ -192,6 +199,9 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> Non
     where = f'datasets: {phase}'
     cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
     if cls.__module__.startswith('rdbm_plugin.'):
+        if dataset.get('persistent_workers') and dataset.get('phase') == 'train':
+            raise OptionError(f'{where}: persistent_workers: true would lose the order of the images; for fewer '
+                              'starts of workers make epochs longer by dataset_enlarge_ratio.')
         check_batches(len(cls(dataset)), dataset, ranks)
         return
     for key, value in dataset.items():

@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, command, forced, short
 from test_training import RUN, own_file, weights
 
 from rdbm_plugin.compat import load_resume_state, provide_functional_tensor
+from rdbm_plugin.models.saving import delete_older, saved_iterations
 from rdbm_plugin.options import OptionError
 
 provide_functional_tensor()
@@ -208,6 +209,58 @@ def test_changed_options_are_named_and_a_longer_schedule_holds(file, half):
     assert 'train: total_iter: 12 -> 14' in output
     rates = [float(x) for x in re.findall(r'lr:\((\S+),\)', output)]
     assert len(rates) == 8 and rates[-1] < rates[-2] < rates[0]
+
+
+def test_changed_rate_holds_and_a_new_metric_is_taken_up(file, half):
+    """BasicSR goes on with the rate of the state, and fails at a metric that the state does not have."""
+    own = half / 'own.yml'
+    metric = '  metrics:\n    ssim: {type: calculate_ssim, crop_border: 0}\n'
+    own.write_text(file.read_text().replace('  metrics:\n', metric))
+    output = train(own, half, '--auto_resume', **{'train:optim_g:lr': 1e-5})
+    assert 'train: optim_g: lr: 0.001 -> 1e-05' in output and '# ssim' in output
+    rates = [float(x) for x in re.findall(r'lr:\((\S+),\)', output)]
+    assert 4e-6 < rates[0] < 1e-5
+
+
+def test_longer_epochs_do_not_end_a_resumed_run_early(file, half):
+    output = train(file, half, '--auto_resume', **{'datasets:train:dataset_enlarge_ratio': 1000})
+    assert [int(i) for i in re.findall(r'iter: +(\d+), lr', output)] == [7, 8, 9, 10, 11, 12]
+
+
+def test_run_that_was_wound_back_deletes_nothing_of_what_came_later(tmp_path):
+    for iteration in (2, 4, 6, 100, 200):
+        (tmp_path / f'{iteration}.state').touch()
+        (tmp_path / f'net_g_{iteration}.pth').touch()
+    delete_older(tmp_path, tmp_path, 2, 6)
+    assert sorted(saved_iterations(tmp_path, r'(\d+)\.state')) == [4, 6, 100, 200]
+    assert sorted(saved_iterations(tmp_path, r'net_g_(\d+)\.pth')) == [4, 6, 100, 200]
+
+
+@pytest.mark.parametrize('mode', ['~', 'cpu'])
+def test_no_worker_keeps_a_run_from_ending(file, tmp_path, mode):
+    """They do not heed SIGTERM, with which Python ends what is left of them; here a run ends well, and in an error."""
+    changes = {'datasets:train:num_worker_per_gpu': 2, 'datasets:train:prefetch_mode': mode, **short(2)}
+    train(file, tmp_path, **changes)
+    text = file.read_text().replace('rdbm_plugin.registration.__version__', 'failing.__version__')
+    (tmp_path / 'own.yml').write_text(text.replace('model_type: RDBMModel', 'model_type: FailingModel'))
+    (tmp_path / 'failing.py').write_text(FAILING)
+    begin = time.monotonic()
+    process = command(*line('own.yml', changes)[1:], cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, check=False)
+    assert process.returncode == 1 and 'RuntimeError: as intended' in process.stdout
+    assert time.monotonic() - begin < 60
+
+
+FAILING = '''
+from rdbm_plugin.models.rdbm_model import RDBMModel
+from rdbm_plugin.registration import __version__
+from basicsr.utils.registry import MODEL_REGISTRY
+
+
+@MODEL_REGISTRY.register()
+class FailingModel(RDBMModel):
+    def optimize_parameters(self, current_iter):
+        raise RuntimeError('as intended')
+'''
 
 
 def test_disk_that_is_full_costs_no_checkpoint_and_no_training(file, half):

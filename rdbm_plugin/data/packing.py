@@ -1,7 +1,10 @@
 """What all data sets share: the keys that BasicSR adds to their block, turning, and the form of an item."""
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,23 @@ def leave_signals_to_parent() -> None:
     if get_worker_info():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+
+
+@cache
+def end_workers_at_exit() -> None:
+    """Kill data loading processes when this one ends, as they do not heed the SIGTERM that Python sends them then."""
+    # Registered later, so called earlier, than multiprocessing's own hook, which waits for them.
+    import multiprocessing.util  # noqa: F401
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    if hasattr(signal, 'SIGCHLD'):
+        # torch's handler would call this an error.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def turn(image: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
-from rdbm_plugin.data.packing import leave_signals_to_parent
+from rdbm_plugin.data.packing import end_workers_at_exit, leave_signals_to_parent
 
 
 class ResumableSampler(EnlargedSampler):
@@ -44,6 +44,7 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset) -> None:
+        end_workers_at_exit()
         self.dataset = dataset
         self.opt = getattr(dataset, 'opt', {})
 

@@ -15,7 +15,7 @@ from torch import distributed
 from torch.utils.data import Dataset, get_worker_info
 
 from rdbm_plugin.data.image_source import ImageError
-from rdbm_plugin.data.packing import BASICSR_KEYS, leave_signals_to_parent
+from rdbm_plugin.data.packing import BASICSR_KEYS, end_workers_at_exit, leave_signals_to_parent
 from rdbm_plugin.options import OptionError, check_int, check_keys, check_number
 
 WEIGHT_PERIOD = 1000
@@ -143,6 +143,7 @@ class MixedDataset(Dataset):
         self._mixture_of_epoch = self.mixture
         self._bad = torch.zeros(images, dtype=torch.uint8).share_memory_()
         training_sets.add(self)
+        end_workers_at_exit()
 
     def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
         """One sample of a training batch; raises ImageError if the image cannot be used."""

@@ -21,6 +21,7 @@ from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.models.interruption import Interruption
 from rdbm_plugin.models.ranks import validation_group
 from rdbm_plugin.models.saving import delete_older, save_whole
+from rdbm_plugin.options import OptionError
 
 _PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 """What a scheduler knows that is not in the option file."""
@@ -51,11 +52,22 @@ class DurableModel(SRModel):
         self.across_ranks = validation_group() if opt['dist'] else None
         self.interruption = Interruption(self.across_ranks)
         self.seed = opt.get('manual_seed') or 0
+        if len(set(self.seeds_of_ranks())) > 1:
+            raise OptionError('manual_seed: missing; several processes need one and the same.')
         self.loop: Loop | None = None
         self.epoch = self.saved_iter = 0
         self.validated, self.validated_iter = True, None
+        self.resumed = False
         self.remembered = json.dumps({key: opt.get(key) for key in _REMEMBERED}, default=str)
         super().__init__(opt)
+
+    def seeds_of_ranks(self) -> list[int]:
+        """The seed of each rank; BasicSR draws another one in each where the option file has none."""
+        if self.across_ranks is None:
+            return [self.seed]
+        found = [0] * torch.distributed.get_world_size(self.across_ranks)
+        torch.distributed.all_gather_object(found, self.seed, group=self.across_ranks)
+        return found
 
     def attach(self, loop: Loop) -> None:
         """Take what is needed to go on within an epoch, and to make up for a validation that was broken off."""
@@ -96,7 +108,8 @@ class DurableModel(SRModel):
             self.saved_iter = current_iter
             keep = self.opt['logger'].get('keep_last')
             if keep and self.opt['rank'] == 0:
-                delete_older(Path(self.opt['path']['models']), Path(self.opt['path']['training_states']), keep)
+                delete_older(Path(self.opt['path']['models']), Path(self.opt['path']['training_states']), keep,
+                             current_iter)
 
     @contextmanager
     def surviving(self, what: str) -> Iterator[None]:
@@ -169,22 +182,30 @@ class DurableModel(SRModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         logger, iteration = get_root_logger(), resume_state['iter']
-        fresh = [dict(vars(scheduler)) for scheduler in self.schedulers]
+        schedules = [dict(vars(scheduler)) for scheduler in self.schedulers]
+        settings = [[dict(group, params=None) for group in optimizer.param_groups] for optimizer in self.optimizers]
         super().resume_training(resume_state)
-        for scheduler, options in zip(self.schedulers, fresh):
+        for scheduler, options in zip(self.schedulers, schedules):
             _keep_options(scheduler, options)
         count_batches(iteration)
+        self.resumed = True
         self.epoch, self.saved_iter = resume_state['epoch'], iteration
         if 'seed' not in resume_state:
             logger.warning('The state was written by BasicSR, not by this model: the best scores so far are not in it. '
                            'The run goes on, but is not the one that was broken off bit for bit.')
         else:
-            self.best_metric_results = resume_state['best_metric_results']
+            for name, record in resume_state['best_metric_results'].items():
+                self._initialize_best_metric_results(name)
+                known = self.best_metric_results[name]
+                known.update({metric: best for metric, best in record.items() if metric in known})
             self.validated = resume_state['validated']
             if resume_state['seed'] != self.seed:
                 logger.warning(f'manual_seed was {resume_state["seed"]} until now and is {self.seed} from here.')
-            for change in _changes(json.loads(resume_state['options']), json.loads(self.remembered)):
+            before, now = json.loads(resume_state['options']), json.loads(self.remembered)
+            for change in _changes(before, now):
                 logger.warning(f'Resumed with another option than before: {change}')
+            if before['train']['optim_g'] != now['train']['optim_g']:
+                self._keep_settings(settings, schedules)
         if self.loop is None:
             logger.warning('The training set starts its epoch anew, unless it is one of rdbm_plugin; "rdbm train" goes '
                            'on with any where it stopped.')
@@ -196,6 +217,16 @@ class DurableModel(SRModel):
             logger.info(f'Making up for the validation of iteration {iteration}, which was broken off.')
             for loader in self.loop.val_loaders:
                 self.validation(loader, iteration, self.loop.tb_logger, self.opt['val']['save_img'])
+
+
+    def _keep_settings(self, settings: list[list[dict[str, Any]]], schedules: list[dict[str, Any]]) -> None:
+        """Let a changed optim_g decide about a resumed optimizer, which keeps its averages and its place."""
+        for optimizer, groups in zip(self.optimizers, settings):
+            for group, fresh in zip(optimizer.param_groups, groups):
+                rate = group['lr'] * fresh['initial_lr'] / group['initial_lr']
+                group.update({key: value for key, value in fresh.items() if key != 'params'}, lr=rate)
+        for scheduler, options in zip(self.schedulers, schedules):
+            scheduler.base_lrs = options['base_lrs']
 
 
 def _keep_options(scheduler: LRScheduler, options: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class RDBMModel(ValidatingModel):
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        preflight.check_model(opt)
+        preflight.check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
         self.bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
         settings = opt.get('val') or {}
         self.sampler = build_sampler(settings.get('sampler'), self.bridge, preflight.registered('SAMPLER'))
@@ -122,6 +122,9 @@ class RDBMModel(ValidatingModel):
     def optimize_parameters(self, current_iter: int) -> None:
         seed_step(self.seed, current_iter, self.opt['rank'])
         states = self.draw_states(current_iter)
+        if self.resumed:
+            self.rehearse(states)
+        buffers = [(buffer, buffer.clone()) for buffer in self.net_g.buffers() if buffer.is_floating_point()]
         self.optimizer_g.zero_grad()
         losses = self.add_gradients(states)
         if self.scaler:
@@ -129,10 +132,22 @@ class RDBMModel(ValidatingModel):
         norm = gradient_norm(self.trained, self.settings.grad_clip)
         values = to_plain({**losses, 'norm': norm})
         norm = values.pop('norm')
-        if self.take_step(current_iter, values, norm, states) and self.ema_decay > 0:
+        if not self.take_step(current_iter, values, norm, states):
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        elif self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
         self.log_dict = values
         count_batches(current_iter)
+
+    def rehearse(self, states: States) -> None:
+        """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
+        self.resumed = False
+        if isinstance(self.net_g, DistributedDataParallel):
+            buffers = [(buffer, buffer.clone()) for buffer in self.net_g.buffers()]
+            self.predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, states.t).sum().backward()
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def draw_states(self, current_iter: int) -> States:
         """Nodes, noise and states of the batch, the same ones whatever number of ranks shares it."""

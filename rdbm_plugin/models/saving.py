@@ -56,14 +56,14 @@ def saved_iterations(folder: Path, pattern: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def delete_older(models: Path, states: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` states, and the networks that belong to none of those."""
-    kept = saved_iterations(states, r'(\d+)\.state')
-    newest = set(list(kept)[-keep:])
+def delete_older(models: Path, states: Path, keep: int, iteration: int) -> None:
+    """Keep ``keep`` states up to ``iteration``, and their networks; delete those before. Later ones are not touched:
+    they are of a run that was wound back."""
+    kept = [each for each in saved_iterations(states, r'(\d+)\.state') if each <= iteration][-keep:]
     for folder, pattern in ((states, r'(\d+)\.state'), (models, r'net_\w+_(\d+)\.pth')):
         for path in folder.iterdir():
             match = re.fullmatch(pattern, path.name)
-            if match and int(match[1]) not in newest:
+            if match and int(match[1]) < min(kept):
                 path.unlink()
 
 
