@@ -31,6 +31,7 @@ def main() -> int:
               + '\n\nrdbm COMMAND --help lists the arguments of a command.')
         asked = arguments[:1] in (['-h'], ['--help'])
         return 0 if asked else 2
+    compat.keep_freed_memory()
     command = arguments[0]
     sys.argv = [f'rdbm {command}', *arguments[1:]]
     try:

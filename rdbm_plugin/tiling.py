@@ -18,6 +18,9 @@ OVERLAP = 64
 """Of neighbouring tiles, where nothing else is said."""
 CPU_BUDGET = 2.0**30
 """Bytes that one evaluation may take on a CPU, where nothing else is said; on a GPU half of what is free."""
+CPU_TILE = 512
+"""The largest tile on a CPU, where nothing else is said. Beyond it features exceed 32 MiB, which the C library takes anew
+from the system every time: a 2048x2048 image took three times as long whole, with variant T."""
 
 
 class TiledNetwork:
@@ -66,19 +69,23 @@ class TiledNetwork:
 def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
     """Starts and weights of the tiles along one side; the weights of all tiles sum to 1 at every pixel.
 
-    Tiles start at multiples of GRID and are evenly spread; the last one ends where the image does. A weight rises and
-    falls along a squared sine over the middle half of the overlap.
+    There are as few tiles of at most ``tile`` pixels as there can be, and they are as small as that allows. They start
+    at multiples of GRID and are evenly spread; the last one ends where the image does. A weight rises and falls along
+    a squared sine over the middle half of the overlap.
     """
     if length <= tile:
         return [(0, torch.ones(length))]
-    reach = tile // GRID * GRID
-    count = math.ceil((length - overlap) / (reach - overlap))
+    largest = tile // GRID
+    count = math.ceil((length - overlap) / (largest * GRID - overlap))
     while True:
-        starts = [round(i * (length - reach) / (count - 1) / GRID) * GRID for i in range(count)]
-        starts[-1] = math.ceil((length - reach) / GRID) * GRID
-        if all(a + reach - b >= overlap for a, b in zip(starts, starts[1:])):
+        least = math.ceil((length + (count - 1) * overlap) / count / GRID)
+        found = next((reach * GRID for reach in range(least, largest + 1)
+                      if _evenly_spread(length, reach * GRID, overlap, count)), None)
+        if found:
             break
         count += 1
+    reach = found
+    starts = _evenly_spread(length, reach, overlap, count)
     ends = [min(start + reach, length) for start in starts]
     total = torch.zeros(length)
     weights = []
@@ -93,6 +100,13 @@ def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
         weights.append(weight)
         total[start:end] += weight
     return [(start, weight / total[start:end]) for start, end, weight in zip(starts, ends, weights)]
+
+
+def _evenly_spread(length: int, reach: int, overlap: int, count: int) -> list[int]:
+    """Starts of ``count`` tiles of ``reach`` pixels; empty if they do not overlap enough."""
+    starts = [round(i * (length - reach) / (count - 1) / GRID) * GRID for i in range(count)]
+    starts[-1] = math.ceil((length - reach) / GRID) * GRID
+    return starts if all(a + reach - b >= overlap for a, b in zip(starts, starts[1:])) else []
 
 
 def _ramp(length: int) -> Tensor:
@@ -132,14 +146,16 @@ def tile_for(network: nn.Module, budget: float | None = None, channels: int = 3)
 
     Args:
         network: On the device where it will be used.
-        budget: Default: CPU_BUDGET, or half of the free memory of the GPU that the network is on.
+        budget: Default: CPU_BUDGET but no larger a tile than CPU_TILE, or half of the free memory of the GPU that the
+            network is on.
         channels: Of the images.
     """
+    device = next(network.parameters()).device
+    largest = CPU_TILE if budget is None and device.type == 'cpu' else math.inf
     if budget is None:
-        device = next(network.parameters()).device
         budget = torch.cuda.mem_get_info(device)[0] / 2 if device.type == 'cuda' else CPU_BUDGET
     side = math.sqrt(budget / bytes_per_pixel(network, channels))
-    return max(SMALLEST, int(side) // 32 * 32)
+    return max(SMALLEST, int(min(side, largest)) // 32 * 32)
 
 
 def tiled(network: Callable[..., Tensor], tile: int | None, overlap: int = OVERLAP) -> Callable[..., Tensor]:

@@ -34,6 +34,7 @@ from rdbm_plugin.options import OptionError
 from rdbm_plugin.tiling import TiledNetwork, tile_for
 
 compat.provide_functional_tensor()
+compat.keep_freed_memory()
 import_module('rdbm_plugin.registration')
 RDBMModel = import_module('rdbm_plugin.models.rdbm_model').RDBMModel
 evaluation = import_module('rdbm_plugin.evaluation')
@@ -187,7 +188,7 @@ def data_wait(args: Namespace) -> Iterator[dict[str, Any]]:
 def growth(args: Namespace) -> Iterator[dict[str, Any]]:
     """Seconds and peak memory of an evaluation against the size of the image, and of sampling against its steps."""
     network = network_of(args)
-    tile = min(tile_for(network), 1024)
+    tile = tile_for(network)
     sizes = [size for size in (256, 512, 1024, 2048, 4096) if size <= args.largest]
     for title, call in (('whole', network), (f'in tiles of {tile}', TiledNetwork(network, tile))):
         seconds, memory = [], []

@@ -51,7 +51,12 @@ class ResidualModulatedLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge,
                 residual: Tensor, mean_weight: Tensor | None = None) -> Tensor:
-        """Mean loss over a batch.
+        """Mean loss over a batch; arguments as of :meth:`of_samples`."""
+        return self.of_samples(output, target, t, bridge, residual, mean_weight).mean()
+
+    def of_samples(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge,
+                   residual: Tensor, mean_weight: Tensor | None = None) -> Tensor:
+        """Loss of each sample, (N,).
 
         Args:
             output: Network output, (N, C, H, W).
@@ -68,4 +73,4 @@ class ResidualModulatedLoss(nn.Module):
         if self.balance > 0:
             weights = self.weights(residual)
             losses = losses * weights / (weights.mean() if mean_weight is None else mean_weight)
-        return self.loss_weight * losses.mean()
+        return self.loss_weight * losses

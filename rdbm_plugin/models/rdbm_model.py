@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from inspect import signature
 from math import isfinite
 from os import path as osp
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rdbm_plugin import evaluation, preflight
 from rdbm_plugin.bridge import build_bridge
@@ -107,7 +109,18 @@ class RDBMModel(ValidatingModel):
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
-        return preflight.optimizer_class({'type': optim_type, 'lr': lr, **kwargs})(params, lr=lr, **kwargs)
+        cls = preflight.optimizer_class({'type': optim_type, 'lr': lr, **kwargs})
+        if 'foreach' not in kwargs and 'fused' in signature(cls).parameters and self.device.type in ('cpu', 'cuda'):
+            try:
+                return cls(params, lr=lr, **{'fused': True, **kwargs})
+            except RuntimeError:
+                # Older torch has fused optimizers on GPUs alone.
+                pass
+        return cls(params, lr=lr, **kwargs)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        # BasicSR's version goes through the parameters one by one.
+        average(list(self.net_g_ema.parameters()), list(self.get_bare_model(self.net_g).parameters()), decay)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         self.lq = data['lq'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
@@ -178,13 +191,11 @@ class RDBMModel(ValidatingModel):
             shared = number == len(parts) - 1 or not isinstance(self.net_g, DistributedDataParallel)
             with nullcontext() if shared else self.net_g.no_sync():
                 output = self.predict(self.bridge.centre(part.mu, part.t) + part.z, part.mu, part.t)
-                losses = self.losses(output, part)
+                losses = self.losses(output, part, self.batch_tasks[int(rows[0]):int(rows[-1]) + 1])
                 loss = sum(losses.values()) * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() * share
-            self.note_task_losses(output.detach(), part, [self.batch_tasks[row] for row in rows.tolist()]
-                                  if self.batch_tasks else [])
         means = self.mean_of_ranks(torch.stack(list(total.values())))
         return OrderedDict(zip(total, means))
 
@@ -214,14 +225,13 @@ class RDBMModel(ValidatingModel):
             value /= self.opt['world_size']
         return value
 
-    @torch.no_grad()
-    def note_task_losses(self, output: Tensor, states: States, tasks: list[str]) -> None:
-        """Add the pixel loss of each task's part of the batch to the sums that the log shows the means of."""
-        for index, task in enumerate(self.tasks):
-            rows = [row for row, name in enumerate(tasks) if name == task]
-            if rows and self.cri_pix:
-                self.task_losses[0, index] += self.pixel_loss(output[rows], states.part(rows)) * len(rows)
-                self.task_losses[1, index] += len(rows)
+    def note_task_losses(self, losses: Tensor, tasks: Sequence[str]) -> None:
+        """Add the losses of samples, (N,), to the sums of their tasks, which the log shows the means of."""
+        known = [(row, self.tasks.index(name)) for row, name in enumerate(tasks) if name in self.tasks]
+        if known:
+            rows, columns = torch.tensor(known).T.to(self.device)
+            each = losses.detach()[rows].to(self.task_losses)
+            self.task_losses.index_add_(1, columns, torch.stack([each, torch.ones_like(each)]))
 
     def get_current_log(self) -> OrderedDict[str, float]:
         # BasicSR calls this on every rank, at every print_freq. Tasks are shown as means since the last call.
@@ -260,17 +270,16 @@ class RDBMModel(ValidatingModel):
         """The clean image that an output of the network stands for, in [0, 1] but not clamped; (N, C, H, W)."""
         return (states.mu + 1 + self.bridge.to_residual(output, states.z, states.mu, states.t)) / 2
 
-    def pixel_loss(self, output: Tensor, states: States) -> Tensor:
-        """Ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
-        if isinstance(self.cri_pix, ResidualModulatedLoss):
-            return self.cri_pix(output, states.target, states.t, self.bridge, states.residual, states.mean_weight)
-        return self.cri_pix(self.estimate(output, states), states.gt)
-
-    def losses(self, output: Tensor, states: States) -> OrderedDict[str, Tensor]:
-        """All terms of the loss."""
+    def losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> OrderedDict[str, Tensor]:
+        """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
         terms = OrderedDict()
-        if self.cri_pix:
-            terms['l_pix'] = self.pixel_loss(output, states)
+        if isinstance(self.cri_pix, ResidualModulatedLoss):
+            each = self.cri_pix.of_samples(output, states.target, states.t, self.bridge, states.residual,
+                                           states.mean_weight)
+            self.note_task_losses(each, tasks)
+            terms['l_pix'] = each.mean()
+        elif self.cri_pix:
+            terms['l_pix'] = self.cri_pix(self.estimate(output, states), states.gt)
         if self.cri_perceptual:
             found = self.cri_perceptual(self.estimate(output, states), states.gt)
             terms.update((name, value) for name, value in zip(('l_percep', 'l_style'), found) if value is not None)
@@ -316,6 +325,12 @@ class RDBMModel(ValidatingModel):
         self.trajectory = [(point.x_t + 1) / 2 for point in result.trajectory]
         if self.is_train:
             self.net_g.train()
+
+
+@torch.no_grad()
+def average(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """averages = decay * averages + (1 - decay) * values, in place."""
+    get_ema_multi_avg_fn(decay)(averages, values, 0)
 
 
 def _seed(manual_seed: int | None, path: str) -> int:

@@ -100,13 +100,14 @@ class BridgeSampler(Sampler):
             if keep_trajectory:
                 trajectory.append(self.point(move.t, z, residual, mu))
             step = move.step
-            moved = step.z_weight * z + step.residual_weight * residual
+            # In place where the tensor is new: large images wait for memory.
+            moved = (z * step.z_weight).add_(residual, alpha=step.residual_weight)
             if move.twice:
-                moved = moved + step.residual_weight / 2 * (estimate(moved, move.s) - residual)
+                moved = moved.add(estimate(moved, move.s) - residual, alpha=step.residual_weight / 2)
             elif move.curvature:
-                moved = moved + move.curvature * (residual - before)
+                moved.add_(residual, alpha=move.curvature).sub_(before, alpha=move.curvature)
             if move.noisy:
-                moved = moved + step.noise_weight * self.bridge.modulate(residual, noise())
+                moved.add_(self.bridge.modulate(residual, noise()), alpha=step.noise_weight)
             z, before = moved, residual
         if keep_trajectory:
             trajectory.append(self.point(0, z, z, mu))

@@ -95,10 +95,10 @@ class Sampler:
             node = torch.full((len(mu),), t, dtype=torch.int64) if isinstance(t, int) else t
             x_t = self.bridge.centre(mu, node) + z
             residual = self.bridge.to_residual(network(x_t, mu, node.to(mu.device)), z, mu, node)
-            x0 = (mu + residual).clamp(-1, 1)
+            x0 = torch.add(mu, residual).clamp_(-1, 1)
             if consistency is not None:
-                x0 = torch.cat([consistency(part) for part in x0.split(images)])
-            return x0 - mu
+                return torch.cat([consistency(part) for part in x0.split(images)]) - mu
+            return x0.sub_(mu)
 
         return self.sample(mu, estimate, noise, keep_trajectory)
 
