@@ -252,7 +252,10 @@ def steps_alone(args: Namespace) -> None:
 
 def matching(target: float, cost: Callable[[nn.Module], float], make: Callable[[int], nn.Module]) -> nn.Module:
     """The network of the width whose cost is nearest to ``target``."""
-    return min((make(width) for width in range(4, 90)), key=lambda network: abs(cost(network) - target))
+    def distance(width: int) -> float:
+        with torch.device('meta'):
+            return abs(cost(make(width)) - target)
+    return make(min(range(4, 90), key=distance))
 
 
 def millions(network: nn.Module) -> float:

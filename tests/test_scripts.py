@@ -57,3 +57,24 @@ def test_loading_is_measured(tmp_path):
     found = json.loads((tmp_path / 'loading.json').read_text())
     assert len(found['images_per_second']) == 10 and all(rate[0] > 0 for rate in found['images_per_second'].values())
     assert len(found['worker_mebibytes']) == 3
+
+
+def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
+    process = command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer', 'growth',
+                      '--rounds', 2, '--largest', 512, cwd=tmp_path)
+    rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
+    ratios = {row['what']: row for row in rows if 'ratio' in row}
+    assert len(ratios) >= 6 and all(row['low'] <= row['ratio'] <= row['high'] for row in ratios.values())
+    assert all(row['ratio'] < 1.5 for what, row in ratios.items() if '<= 1.0' in row['bound']), 'far from any noise'
+    evaluations = next(row for row in rows if row['what'] == 'seconds against evaluations')
+    assert 0.8 < evaluations['exponent'] < 1.2
+    assert cv2.imread(str(tmp_path / 'benchmark.png')).std() > 10 and '(no plot' not in process.stdout
+
+
+def test_our_network_is_faster_than_one_with_attention(tmp_path):
+    """Three times as fast is what is promised; fifteen and six times was measured."""
+    command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'networks', '--rounds', 1, cwd=tmp_path)
+    rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
+    bounded = [row for row in rows if row['bound']]
+    assert len(bounded) == 4
+    assert all(row['ratio'] > float(row['bound'].removeprefix('>= ')) for row in bounded), bounded
