@@ -18,9 +18,9 @@ OVERLAP = 64
 """Of neighbouring tiles, where nothing else is said."""
 CPU_BUDGET = 2.0**30
 """Bytes that one evaluation may take on a CPU, where nothing else is said; on a GPU half of what is free."""
-CPU_TILE = 512
-"""The largest tile on a CPU, where nothing else is said. Beyond it features exceed 32 MiB, which the C library takes
-anew from the system every time: a 2048x2048 image took three times as long whole (variant T)."""
+CPU_TILE = 576
+"""The largest tile on a CPU, where nothing else is said. Memory for features of larger ones is taken anew from the
+system every time: a 2048x2048 image took three times as long whole (variant T)."""
 
 
 class TiledNetwork:

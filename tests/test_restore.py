@@ -275,4 +275,4 @@ out = restore(numpy.full((2160, 3840, 3), 99, numpy.uint8))
 print(restore.tile, len(calls), peak() - before)
 '''
     tile, calls, gib = command('-c', code, cwd=tmp_path).stdout.split()[-3:]
-    assert float(gib) < 1 and int(tile) == 512 and int(calls) == 2 * 45
+    assert float(gib) < 1 and int(tile) == 576 and int(calls) == 2 * 40
