@@ -326,7 +326,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> bool:
     import matplotlib.pyplot as plt
     ratios, fits = [row for row in rows if 'ratio' in row], [row for row in rows if 'exponent' in row]
     figure, axes = plt.subplots(1, 2, figsize=(14, 0.8 + 0.3 * max(10, len(ratios))), layout='constrained',
-                                width_ratios=(2, 1))
+                                width_ratios=(3, 2))
     for place, row in enumerate(reversed(ratios)):
         axes[0].barh(place, row['ratio'], color='tab:blue', xerr=[[row['ratio'] - row['low']],
                                                                   [row['high'] - row['ratio']]])
@@ -334,11 +334,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> bool:
     axes[0].set_yticks(range(len(ratios)), [row['what'].strip() for row in reversed(ratios)], fontsize=8)
     axes[0].axvline(1, color='gray', lw=1)
     axes[0].set(xscale='log', title='ratios, with quartiles')
+    axes[0].margins(x=0.15, y=0.02)
     for row in fits:
         axes[1].loglog(row['x'], row['seconds'], 'o-', label=f'{row["what"]}: exponent {row["exponent"]:.2f}')
     axes[1].set(xlabel='pixels or evaluations', ylabel='seconds')
     if fits:
-        axes[1].legend(fontsize=8)
+        figure.legend(loc='outside lower right', fontsize=8)
     figure.savefig(path, dpi=110)
     return True
 
