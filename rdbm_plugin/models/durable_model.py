@@ -55,7 +55,7 @@ class DurableModel(SRModel):
         if len(set(self.seeds_of_ranks())) > 1:
             raise OptionError('manual_seed: missing; several processes need one and the same.')
         self.loop: Loop | None = None
-        self.epoch = self.saved_iter = 0
+        self.epoch = self.saved_iter = self.tried_iter = 0
         self.validated, self.validated_iter = True, None
         self.resumed = False
         self.remembered = json.dumps({key: opt.get(key) for key in _REMEMBERED}, default=str)
@@ -84,7 +84,8 @@ class DurableModel(SRModel):
 
     def stop(self, iteration: int) -> None:
         """Save what has been trained until the end of ``iteration``, and end the process; all ranks call this."""
-        if self.saved_iter < iteration <= int(self.opt['train']['total_iter']):
+        # The same on all ranks, of which only the first knows whether saving went well.
+        if self.tried_iter < iteration <= int(self.opt['train']['total_iter']):
             self.save(self.loop.train_sampler.epoch if self.loop else self.epoch, iteration)
         number = self.interruption.signal or 0
         get_root_logger().info(f'Stopped by {Signals(number).name if number else "another rank"} after iteration '
@@ -100,7 +101,7 @@ class DurableModel(SRModel):
         if current_iter == -1:
             super().save(epoch, current_iter)
             return
-        self.epoch = epoch
+        self.epoch, self.tried_iter = epoch, current_iter
         self.validated = self.validated_iter == current_iter or not self.validation_due(current_iter)
         self.before_saving()
         with self.surviving(f'Iteration {current_iter}'):
@@ -189,7 +190,7 @@ class DurableModel(SRModel):
             _keep_options(scheduler, options)
         count_batches(iteration)
         self.resumed = True
-        self.epoch, self.saved_iter = resume_state['epoch'], iteration
+        self.epoch, self.saved_iter, self.tried_iter = resume_state['epoch'], iteration, iteration
         if 'seed' not in resume_state:
             logger.warning('The state was written by BasicSR, not by this model: the best scores so far are not in it. '
                            'The run goes on, but is not the one that was broken off bit for bit.')
