@@ -188,8 +188,10 @@ def test_tiles_in_a_test(tmp_path):
         rdbm('test', file, tmp_path, {**SHIPPED, 'name': name})
         scores.append([(row['image'], float(row['psnr'])) for row in read(tmp_path / f'results/{name}/images.csv')])
     assert [name for name, _ in scores[0]] == ['derain/chelsea', 'dehaze/chelsea', 'derain/coffee', 'dehaze/coffee']
-    for (_, whole), (_, tiled), (_, auto) in zip(*scores):
-        assert 0 < abs(whole - tiled) < 0.05 and whole == auto
+    for (name, whole), (_, tiled), (_, auto) in zip(*scores):
+        assert 0 < abs(whole - tiled) < 0.05
+        # One of the photos is wider than a tile that is chosen by itself.
+        assert whole == auto if 'chelsea' in name else 0 < abs(whole - auto) < 0.001
     assert len(list((tmp_path / 'results/tiled/visualization/derain').rglob('*_tiled.png'))) == 4
 
 
