@@ -12,7 +12,7 @@ import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.logger import get_root_logger
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from rdbm_plugin import __version__
@@ -219,7 +219,6 @@ class DurableModel(SRModel):
             for loader in self.loop.val_loaders:
                 self.validation(loader, iteration, self.loop.tb_logger, self.opt['val']['save_img'])
 
-
     def _keep_settings(self, settings: list[list[dict[str, Any]]], schedules: list[dict[str, Any]]) -> None:
         """Let a changed optim_g decide about a resumed optimizer, which keeps its averages and its place."""
         for optimizer, groups in zip(self.optimizers, settings):
@@ -241,8 +240,3 @@ def _changes(before: Any, now: Any, where: str = '') -> list[str]:
         return [change for key in {**before, **now}
                 for change in _changes(before.get(key), now.get(key), f'{where}: {key}'.removeprefix(': '))]
     return [] if before == now else [f'{where}: {before!r} -> {now!r}']
-
-
-def to_plain(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Values of 0-dimensional tensors, read from the device at once."""
-    return dict(zip(values, torch.stack(list(values.values())).tolist())) if values else {}

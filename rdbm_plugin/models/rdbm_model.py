@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from inspect import signature
 from math import isfinite
@@ -23,7 +23,6 @@ from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.draws import Draws, seed_step
-from rdbm_plugin.models.durable_model import to_plain
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
 from rdbm_plugin.samplers import build_sampler
@@ -120,7 +119,8 @@ class RDBMModel(ValidatingModel):
 
     def model_ema(self, decay: float = 0.999) -> None:
         # BasicSR's version goes through the parameters one by one.
-        average(list(self.net_g_ema.parameters()), list(self.get_bare_model(self.net_g).parameters()), decay)
+        averages, values = (list(net.parameters()) for net in (self.net_g_ema, self.get_bare_model(self.net_g)))
+        get_ema_multi_avg_fn(decay)(averages, values, 0)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         self.lq = data['lq'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
@@ -137,17 +137,17 @@ class RDBMModel(ValidatingModel):
         states = self.draw_states(current_iter)
         if self.resumed:
             self.rehearse(states)
-        buffers = [(buffer, buffer.clone()) for buffer in self.net_g.buffers() if buffer.is_floating_point()]
+        put_back = buffers_of(self.net_g)
         self.optimizer_g.zero_grad()
         losses = self.add_gradients(states)
         if self.scaler:
             self.scaler.unscale_(self.optimizer_g)
         norm = gradient_norm(self.trained, self.settings.grad_clip)
-        values = to_plain({**losses, 'norm': norm})
-        norm = values.pop('norm')
-        if not self.take_step(current_iter, values, norm, states):
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        # Read from the device at once.
+        numbers = torch.stack([*losses.values(), norm]).tolist()
+        values = dict(zip(losses, numbers))
+        if not self.take_step(current_iter, values, numbers[-1], states):
+            put_back()
         elif self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
         self.log_dict = values
@@ -157,10 +157,9 @@ class RDBMModel(ValidatingModel):
         """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
         self.resumed = False
         if isinstance(self.net_g, DistributedDataParallel):
-            buffers = [(buffer, buffer.clone()) for buffer in self.net_g.buffers()]
+            put_back = buffers_of(self.net_g)
             self.predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, states.t).sum().backward()
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            put_back()
 
     def draw_states(self, current_iter: int) -> States:
         """Nodes, noise and states of the batch, the same ones whatever number of ranks shares it."""
@@ -327,10 +326,14 @@ class RDBMModel(ValidatingModel):
             self.net_g.train()
 
 
-@torch.no_grad()
-def average(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
-    """averages = decay * averages + (1 - decay) * values, in place."""
-    get_ema_multi_avg_fn(decay)(averages, values, 0)
+def buffers_of(net: nn.Module) -> Callable[[], None]:
+    """Note what a forward pass may change beside the weights, such as running means; the result puts it back."""
+    noted = [(buffer, buffer.clone()) for buffer in net.buffers()]
+
+    def put_back() -> None:
+        for buffer, before in noted:
+            buffer.copy_(before)
+    return put_back
 
 
 def _seed(manual_seed: int | None, path: str) -> int:
