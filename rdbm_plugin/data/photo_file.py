@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import warnings
 import zlib
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rdbm_plugin.data.image_source import ImageError, decode_rgb
+from rdbm_plugin.whole_file import write_whole
 
 MAX_MEGAPIXELS = 100.0
 WRITABLE = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
@@ -136,14 +136,10 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     if pixels.dtype == np.uint16 and suffix not in DEEP:
         pixels = np.rint(pixels / np.float32(257)).astype(np.uint8)
     content = _encode(pixels, suffix, photo.profile)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_whole(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise ImageError(f'{path}: cannot be written ({error.strerror}).') from None
 
 

@@ -1,11 +1,9 @@
 """Checkpoints and training states that are whole or not there at all, and which of them to keep or to go on from."""
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 
 from rdbm_plugin.models.checkpoint import read_parameters, read_safely
 from rdbm_plugin.options import OptionError
+from rdbm_plugin.whole_file import PARTIAL, write_whole
 
 
 def save_whole(content: Any, path: Path) -> None:
@@ -22,31 +21,10 @@ def save_whole(content: Any, path: Path) -> None:
     Raises:
         OSError: It could not be written; nothing is left behind.
     """
-    partial = path.with_name(f'.{path.name}.partial')
     # torch.save itself hides why a file could not be written.
     buffer = BytesIO()
     torch.save(content, buffer)
-    try:
-        with partial.open('wb') as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename outlasts a power cut only once its folder has reached the disk; not every system opens folders.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    write_whole(path, buffer.getbuffer(), lasting=True)
 
 
 def saved_iterations(folder: Path, pattern: str) -> dict[int, Path]:
@@ -70,7 +48,7 @@ def delete_older(models: Path, states: Path, keep: int, iteration: int) -> None:
 def clear_partial(*folders: Path) -> None:
     """Delete what a process that was killed while it saved has left."""
     for folder in folders:
-        for path in folder.glob('.*.partial'):
+        for path in folder.glob(PARTIAL):
             path.unlink()
 
 

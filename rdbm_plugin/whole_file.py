@@ -1,0 +1,46 @@
+"""Files that are written whole or not at all. Needs the standard library only."""
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+PARTIAL = '.*.partial'
+"""Pattern of what a process that is killed while it writes leaves behind."""
+
+
+def write_whole(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
+    """Write a file so that ``path`` holds the new content or what it held before, whenever the process dies.
+
+    Args:
+        path: The file.
+        content: Its bytes.
+        lasting: Whether this shall hold when the machine dies, too; that waits for the disk.
+
+    Raises:
+        OSError: It could not be written; nothing is left behind.
+    """
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        with partial.open('wb') as file:
+            file.write(content)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+        if lasting:
+            _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename outlasts a power cut only once its folder has reached the disk; not every system opens folders.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
