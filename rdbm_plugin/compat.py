@@ -5,19 +5,22 @@ None of them changes what BasicSR does for other models. All act in the process 
 """
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from io import StringIO
 from math import ceil
 from pathlib import Path
+from queue import Empty
+from time import monotonic
 from types import ModuleType
 from typing import Any
 
@@ -237,16 +240,39 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def pass_on_errors_of_prefetcher() -> None:
-    """Let ``prefetch_mode: cpu`` end with the error of a worker, where BasicSR waits for ever."""
+def mend_prefetcher() -> None:
+    """Let ``prefetch_mode: cpu`` end: with the error of a worker, where BasicSR waits for ever, and before Python does.
+
+    A thread that Python cuts off at its end, while torch reads a batch in it, aborts the process.
+    """
     from basicsr.data import prefetch_dataloader
 
     class PrefetchGenerator(prefetch_dataloader.PrefetchGenerator):
+        def __init__(self, generator: Any, num_prefetch_queue: int) -> None:
+            self.ended = False
+            atexit.register(self.end)
+            super().__init__(generator, num_prefetch_queue)
+
+        def end(self) -> None:
+            self.ended = True
+            deadline = monotonic() + 30
+            while self.is_alive() and monotonic() < deadline:
+                # Makes room for what the thread may be about to put there.
+                with suppress(Empty):
+                    self.queue.get_nowait()
+                self.join(0.01)
+
         def run(self) -> None:
             try:
-                super().run()
+                for item in self.generator:
+                    self.queue.put(item)
+                    if self.ended:
+                        return
+                self.queue.put(None)
             except BaseException as error:
                 self.queue.put(error)
+            finally:
+                atexit.unregister(self.end)
 
         def __next__(self) -> Any:
             item = super().__next__()

@@ -150,7 +150,7 @@ def test_error_in_a_worker_ends_the_cpu_prefetcher_instead_of_hanging_it():
     from rdbm_plugin import compat
     compat.provide_functional_tensor()
     from basicsr.data import prefetch_dataloader
-    compat.pass_on_errors_of_prefetcher()
+    compat.mend_prefetcher()
     loader = prefetch_dataloader.PrefetchDataLoader(1, dataset=Broken(), num_workers=1)
     prefetcher = prefetch_dataloader.CPUPrefetcher(loader)
     assert [int(prefetcher.next()), int(prefetcher.next())] == [0, 1]

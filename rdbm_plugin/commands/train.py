@@ -13,6 +13,6 @@ def main() -> None:
     compat.check_before_writing(train)
     compat.distribute_on_cpus()
     compat.go_on_exactly(train)
-    compat.pass_on_errors_of_prefetcher()
+    compat.mend_prefetcher()
     train.train_pipeline(str(Path.cwd()))
     compat.end_distributed()
