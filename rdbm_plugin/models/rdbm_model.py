@@ -10,7 +10,7 @@ from math import isfinite
 from os import path as osp
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +21,14 @@ from rdbm_plugin import evaluation, preflight
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
-from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.draws import Draws, seed_step
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
+from rdbm_plugin.objective import Objective, States
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.tiling import OVERLAP, tile_for, tiled
 
 AMP = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-class States(NamedTuple):
-    """What the network is trained on in one step; rows belong to samples."""
-
-    z: Tensor
-    """x_t without its centre, (N, C, H, W)."""
-    target: Tensor
-    mu: Tensor
-    t: Tensor
-    """Nodes, (N,) int64 on the CPU."""
-    residual: Tensor
-    gt: Tensor
-    mean_weight: Tensor
-    """Of all samples of all ranks, ()."""
-
-    def part(self, rows: Any) -> States:
-        """Some of the samples."""
-        return States(*(tensor[rows] if tensor.dim() else tensor for tensor in self))
 
 
 class RDBMModel(ValidatingModel):
@@ -96,6 +77,8 @@ class RDBMModel(ValidatingModel):
         self.settings = preflight.check_training(self.opt['train'], self.bridge.timesteps)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.settings.amp == 'fp16' else None
         super().init_training_settings()
+        self.objective = Objective(self.bridge, self.cri_pix, self.settings.node_t_share,
+                                   self.settings.own_start_share)
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
         self.trained = [p for p in self.net_g.parameters() if p.requires_grad]
@@ -158,26 +141,13 @@ class RDBMModel(ValidatingModel):
         self.resumed = False
         if isinstance(self.net_g, DistributedDataParallel):
             put_back = buffers_of(self.net_g)
-            self.predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, states.t).sum().backward()
+            self.objective.output(states, self.predict).sum().backward()
             put_back()
 
     def draw_states(self, current_iter: int) -> States:
         """Nodes, noise and states of the batch, the same ones whatever number of ranks shares it."""
         draws = Draws(self.seed, current_iter, self.opt['rank'], self.opt['world_size'], len(self.lq))
-        mu, residual = 2 * self.lq - 1, 2 * (self.gt - self.lq)
-        last = self.bridge.timesteps
-        t = torch.where(draws.chances() < self.settings.node_t_share, last, draws.whole(1, max(last, 2)))
-        eps = draws.noise(residual)
-        n = self.bridge.modulate(residual, eps)
-        z = self.bridge.marginal(residual, n, t)
-        if self.settings.own_start_share > 0:
-            chosen = (draws.chances() < self.settings.own_start_share) & (t < last)
-            if chosen.any():
-                z, n = self.start_from_own_estimate(chosen, z, n, residual, eps, mu, t)
-        mean_weight = torch.ones((), device=self.device)
-        if isinstance(self.cri_pix, ResidualModulatedLoss) and self.cri_pix.balance > 0:
-            mean_weight = self.mean_of_ranks(self.cri_pix.weights(residual).mean())
-        return States(z, self.bridge.target(residual, n, mu, t), mu, t, residual, self.gt, mean_weight)
+        return self.objective.draw(self.lq, self.gt, draws, self.predict, self.mean_of_ranks)
 
     def add_gradients(self, states: States) -> OrderedDict[str, Tensor]:
         """Losses of the batch, means over all ranks; their gradients are added up part by part."""
@@ -189,7 +159,7 @@ class RDBMModel(ValidatingModel):
             # Ranks need to share gradients only once they are complete.
             shared = number == len(parts) - 1 or not isinstance(self.net_g, DistributedDataParallel)
             with nullcontext() if shared else self.net_g.no_sync():
-                output = self.predict(self.bridge.centre(part.mu, part.t) + part.z, part.mu, part.t)
+                output = self.objective.output(part, self.predict)
                 losses = self.losses(output, part, self.batch_tasks[int(rows[0]):int(rows[-1]) + 1])
                 loss = sum(losses.values()) * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -249,38 +219,16 @@ class RDBMModel(ValidatingModel):
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.net_g(x_t, mu, t.to(self.device)).float()
 
-    def start_from_own_estimate(self, chosen: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
-                                t: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace chosen states (z, n) by those that sampling meets: of the network's own estimate at node T."""
-        last = torch.full_like(t, self.bridge.timesteps)[chosen]
-        mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
-        with torch.no_grad():
-            nothing = torch.zeros_like(mu)
-            start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
-            output = self.predict(self.bridge.centre(mu, last) + start, mu, last)
-            estimate = self.bridge.to_residual(output, start, mu, last)
-        estimate = (mu + estimate).clamp(-1, 1) - mu
-        z, n = z.clone(), n.clone()
-        z[chosen] = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
-        n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
-        return z, n
-
-    def estimate(self, output: Tensor, states: States) -> Tensor:
-        """The clean image that an output of the network stands for, in [0, 1] but not clamped; (N, C, H, W)."""
-        return (states.mu + 1 + self.bridge.to_residual(output, states.z, states.mu, states.t)) / 2
-
     def losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> OrderedDict[str, Tensor]:
         """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
         terms = OrderedDict()
-        if isinstance(self.cri_pix, ResidualModulatedLoss):
-            each = self.cri_pix.of_samples(output, states.target, states.t, self.bridge, states.residual,
-                                           states.mean_weight)
-            self.note_task_losses(each, tasks)
-            terms['l_pix'] = each.mean()
-        elif self.cri_pix:
-            terms['l_pix'] = self.cri_pix(self.estimate(output, states), states.gt)
+        if self.cri_pix:
+            found = self.objective.loss(output, states)
+            if found.dim():
+                self.note_task_losses(found, tasks)
+            terms['l_pix'] = found.mean()
         if self.cri_perceptual:
-            found = self.cri_perceptual(self.estimate(output, states), states.gt)
+            found = self.cri_perceptual(self.objective.estimate(output, states), states.gt)
             terms.update((name, value) for name, value in zip(('l_percep', 'l_style'), found) if value is not None)
         return terms
 
