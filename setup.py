@@ -20,7 +20,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['rdbm_plugin', 'rdbm_plugin.*']),
-    package_data={'rdbm_plugin': ['py.typed', 'weights/*', 'compare/*.html']},
+    package_data={'rdbm_plugin': ['py.typed', 'weights/*', 'compare/*.html', 'fork_options/*.yml']},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=9.1',
                       'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=5.1', 'tqdm>=4'],

@@ -15,7 +15,7 @@ COMMANDS = {
     'test': 'test a model from an option file',
     'restore': 'restore image files with trained weights',
     'compare': 'compare any BasicSR models and finished results',
-    'doctor': 'check an option file and all its data',
+    'doctor': 'check option file, data, installation and code base',
 }
 
 

@@ -126,9 +126,9 @@ def go_on_exactly(pipeline: ModuleType) -> None:
 
     from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
     from rdbm_plugin.data.task_mixture import MixedDataset
+    from rdbm_plugin.host import registered
     from rdbm_plugin.models.durable_model import DurableModel, Loop
     from rdbm_plugin.options import OptionError
-    from rdbm_plugin.preflight import registered
     made: dict[str, Any] = {'epoch': 0, 'iter': 0}
     loop: dict[str, Any] = {}
 

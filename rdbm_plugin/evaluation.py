@@ -1,7 +1,6 @@
 """Scores and costs of any BasicSR model. Needs BasicSR."""
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -9,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from basicsr.metrics import calculate_metric
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from rdbm_plugin.host import metric_arguments, needs_clean, registered
 from rdbm_plugin.options import OptionError
-from rdbm_plugin.preflight import registered
 from rdbm_plugin.results import Cost
 
 Picture = NDArray[np.uint8]
@@ -24,12 +22,6 @@ Picture = NDArray[np.uint8]
 def image_name(data: Mapping[str, Any]) -> str:
     """What a test image is called within its set, from a batch of one."""
     return data['name'][0] if 'name' in data else Path(data['lq_path'][0]).stem
-
-
-def needs_clean(metric: str) -> bool:
-    """Whether a registered metric compares with ground truth."""
-    parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
-    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def scores(image: Picture, clean: Picture | None, metrics: Mapping[str, Mapping[str, Any]] | None,
@@ -50,8 +42,8 @@ def scores(image: Picture, clean: Picture | None, metrics: Mapping[str, Mapping[
         if clean is None and needs_clean(options['type']):
             raise OptionError(f'datasets: {dataset}: val: metrics: {name}: needs ground truth, which this data set has '
                               'not; use a paired data set, or metrics without it (calculate_niqe, pyiqa_score).')
-        images = {'img': image} if clean is None else {'img': image, 'img2': clean}
-        found[name] = float(calculate_metric(images, dict(options)))
+        arguments = metric_arguments(options['type'], options, image, clean)
+        found[name] = float(registered('METRIC')[options['type']](**arguments))
     return found
 
 

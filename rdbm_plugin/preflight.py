@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from basicsr.models import lr_scheduler
-from basicsr.utils import registry
 
 from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.host import metric_arguments, registered
 from rdbm_plugin.metrics.protocols import check_protocol
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.option_keys import check_values, unknown_keys
@@ -29,15 +29,6 @@ class TrainingSettings(NamedTuple):
     grad_clip: float
     micro_batches: int
     nonfinite_limit: int
-
-
-def registered(name: str) -> dict[str, Any]:
-    """Name -> class of one of BasicSR's registries, such as ``registered('ARCH')``.
-
-    BasicSR finds what it has registered with a suffix, as SRVGGNetCompact_basicsr, without it too.
-    """
-    found = dict(iter(getattr(registry, f'{name}_REGISTRY')))
-    return {**{key.removesuffix('_basicsr'): value for key, value in found.items()}, **found}
 
 
 def _block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -115,7 +106,7 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
         where = f'val: metrics: {name}'
         options = _block({where: metric}, where)
         kind = check_choice(f'{where}: type', options.pop('type', None), known)
-        check_keys(where, {'img': None, 'img2': None, **options}, known[kind], kind)
+        check_keys(where, metric_arguments(kind, options), known[kind], kind)
         check_int(f'{where}: crop_border', options.get('crop_border', 0), 0)
         check_choice(f'{where}: better', options.get('better', 'higher'), ('higher', 'lower'))
         try:

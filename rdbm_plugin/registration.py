@@ -3,26 +3,34 @@
 An option file does it with one line, as BasicSR's YAML loader imports what the tag names::
 
     plugin: !!python/name:rdbm_plugin.registration.__version__
+
+A fork without registries finds them by its scans, once ``rdbm doctor --install-into`` has been there.
 """
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
-from rdbm_plugin import __version__, compat
+from rdbm_plugin import __version__, compat, host
 from rdbm_plugin.contents import REGISTERED
+from rdbm_plugin.options import OptionError
 
 compat.provide_functional_tensor()
-_registry = import_module('basicsr.utils.registry')
 
-for _name in ('BRIDGE', 'SAMPLER'):
-    if not hasattr(_registry, f'{_name}_REGISTRY'):
-        setattr(_registry, f'{_name}_REGISTRY', _registry.Registry(_name.lower()))
-BRIDGE_REGISTRY = _registry.BRIDGE_REGISTRY
-SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
+__all__ = ['__version__']
 
-for _registry_name, _entries in REGISTERED.items():
-    for _module, _name in (entry.split(':') for entry in _entries):
-        if _name not in getattr(_registry, _registry_name):
-            getattr(_registry, _registry_name).register(getattr(import_module(_module), _name))
-
-__all__ = ['BRIDGE_REGISTRY', 'SAMPLER_REGISTRY', '__version__']
+if host.has_registries():
+    _registry = import_module('basicsr.utils.registry')
+    for _name in ('BRIDGE', 'SAMPLER'):
+        if not hasattr(_registry, f'{_name}_REGISTRY'):
+            setattr(_registry, f'{_name}_REGISTRY', _registry.Registry(_name.lower()))
+    BRIDGE_REGISTRY = _registry.BRIDGE_REGISTRY
+    SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
+    for _registry_name, _entries in REGISTERED.items():
+        for _module, _name in (entry.split(':') for entry in _entries):
+            if _name not in getattr(_registry, _registry_name):
+                getattr(_registry, _registry_name).register(getattr(import_module(_module), _name))
+    __all__ += ['BRIDGE_REGISTRY', 'SAMPLER_REGISTRY']
+elif find_spec('basicsr.models.rdbm_model') is None:
+    raise OptionError('plugin: this basicsr is a fork without registries; "rdbm doctor --install-into FOLDER", with '
+                      'the folder that basicsr/ lies in, lets it find the plugin.')

@@ -182,7 +182,7 @@ def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[s
         from rdbm_plugin import compat
         compat.provide_functional_tensor()
         import rdbm_plugin.registration  # noqa: F401
-        from rdbm_plugin.preflight import registered
+        from rdbm_plugin.host import registered
     except ImportError:
         return ours
     return registered(registry)

@@ -1,8 +1,13 @@
 """Helpers: option files with changes, and the commands run as a user runs them."""
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from importlib.metadata import distribution
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -17,13 +22,40 @@ TINY = {  # the smallest run that does everything
 
 def command(*arguments, cwd, env=None, check=True):
     """Run python with ``arguments``, the plugin on its path, and return the finished process with its output."""
-    paths = [str(ROOT), *(env or {}).pop('PYTHONPATH', '').split(os.pathsep)]
+    env = dict(env or {})
+    paths = [str(ROOT), *env.pop('PYTHONPATH', '').split(os.pathsep)]
     process = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=600, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **(env or {})})
+        timeout=600, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **env})
     if check and process.returncode != 0:
         pytest.fail(f'{arguments} ended with {process.returncode}:\n{process.stdout[-6000:]}')
     return process
+
+
+LOADER = 'from yaml import CLoader as Loader'
+
+
+def basicsr_into(folder, loader=LOADER):
+    """BasicSR 1.4.2 as from PyPI, with another YAML loader if wanted, and our option files beside it."""
+    from rdbm_plugin.codebase import look_at, undoing
+    installed = distribution('basicsr').locate_file('basicsr')
+    shutil.copytree(installed, folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT / 'options', folder / 'options')
+    options = folder / 'basicsr/utils/options.py'
+    text = options.read_text()
+    assert text.count(LOADER) == 1
+    options.write_text(text.replace(LOADER, loader))
+    for change in undoing(look_at(folder)):
+        change.make()
+    return folder
+
+
+def doctor(*arguments):
+    """``rdbm doctor ARGUMENTS``, in this process; returns what it printed."""
+    from rdbm_plugin.__main__ import main
+    with redirect_stdout(StringIO()) as printed, patch.object(sys, 'argv', ['rdbm', 'doctor', *map(str, arguments)]):
+        assert main() == 0
+    return printed.getvalue()
 
 
 @pytest.fixture(scope='session')

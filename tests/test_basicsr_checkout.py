@@ -1,26 +1,17 @@
 """The literal commands of the README inside a checkout laid out like BasicSR's."""
 import re
-import shutil
-from importlib.metadata import distribution
 
 import pytest
-from conftest import ROOT, TINY, command, forced, short
-
-TORCHVISION_REMOVED = 'from torchvision.transforms.functional_tensor import rgb_to_grayscale'
-TORCHVISION_TODAY = 'from torchvision.transforms.functional import rgb_to_grayscale'
+from conftest import TINY, basicsr_into, command, doctor, forced, short
 
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
-    """BasicSR's package and our option files in one folder; one line differs, which a current torchvision forces."""
-    folder = tmp_path_factory.mktemp('BasicSR')
-    installed = distribution('basicsr').locate_file('basicsr')
-    shutil.copytree(installed, folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(ROOT / 'options', folder / 'options')
-    file = folder / 'basicsr/data/degradations.py'
-    text = file.read_text(encoding='utf-8')
-    assert text.count(TORCHVISION_REMOVED) == 1
-    file.write_text(text.replace(TORCHVISION_REMOVED, TORCHVISION_TODAY), encoding='utf-8')
+    """BasicSR 1.4.2 and our option files in one folder, after ``rdbm doctor --fix``."""
+    folder = basicsr_into(tmp_path_factory.mktemp('BasicSR'))
+    process = command('-c', 'import basicsr', cwd=folder, env={'PYTHONPATH': str(folder)}, check=False)
+    assert 'No module named \'torchvision.transforms.functional_tensor\'' in process.stdout
+    doctor('--codebase', folder, '--fix')
     return folder
 
 
@@ -59,3 +50,24 @@ def test_bad_options_stop_the_stock_script_too(checkout):
                       env={'PYTHONPATH': str(checkout)}, check=False)
     assert process.returncode != 0
     assert 'OptionError: bridge: stationary_variance: found 0; allowed is a number > 0' in process.stdout
+
+
+def test_folders_of_basicsrs_later_versions(tmp_path):
+    """BasicSR's repository lets path: experiments_root choose the folder; 1.4.2 overwrites it."""
+    folder = basicsr_into(tmp_path)
+    doctor('--codebase', folder, '--fix')
+    file = folder / 'basicsr/utils/options.py'
+    line = "experiments_root = osp.join(root_path, 'experiments', opt['name'])"
+    later = line.replace('= ', "= opt['path'].get('experiments_root') or ")
+    options = folder / 'options/train_rdbm_universal.yml'
+    replace(file, line, later)
+    replace(options, '  resume_state: ~', '  experiments_root: runs/first\n  resume_state: ~')
+    command('basicsr/train.py', '-opt', options, *forced({**TINY, **short(1)}), cwd=folder,
+            env={'PYTHONPATH': str(folder)})
+    assert (folder / 'runs/first/models/net_g_latest.pth').is_file() and not (folder / 'experiments').exists()
+
+
+def replace(file, old, new):
+    text = file.read_text(encoding='utf-8')
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding='utf-8')

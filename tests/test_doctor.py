@@ -59,7 +59,8 @@ def doctor(tmp_path, monkeypatch, capsys):
 def test_sound_file_passes(sound, doctor):
     status, findings = doctor(sound)
     assert status == 0
-    assert not [line for line in findings if line.startswith(('error', 'warning', 'note'))], findings
+    told = [line for line in findings if line.startswith(('error', 'warning', 'note'))]
+    assert not [line for line in told if not line.startswith('note codebase')], told
     assert any('datasets: train: derain: 4 pairs looked at' in line for line in findings)
     assert any('datasets: val: derain: 2 pairs looked at' in line for line in findings)
 

@@ -39,7 +39,7 @@ class BridgeBackbone(nn.Module):
     def __init__(self, backbone: Mapping[str, Any], in_channels: int = 3, out_channels: int = 3,
                  num_in_ch: int = 3) -> None:
         super().__init__()
-        from rdbm_plugin.preflight import registered
+        from rdbm_plugin.host import registered
         check_int('num_in_ch', num_in_ch, 1)
         self.backbone = build('backbone', backbone, registered('ARCH'))
         width = check_int('in_channels', in_channels, 1)

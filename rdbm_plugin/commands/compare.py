@@ -4,6 +4,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from rdbm_plugin import host
 from rdbm_plugin.options import OptionError
 
 
@@ -26,6 +27,7 @@ def arguments() -> Namespace:
 def main() -> int:
     """Compare; return 1 if a method failed, else 0."""
     args = arguments()
+    host.need_registries()
     import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin.compare.comparison import Comparison
     from rdbm_plugin.compare.methods import Method, read_test_options, unique_names

@@ -1,37 +1,112 @@
-"""``rdbm doctor``: checks an option file, its data and the installation before any time is spent on training."""
+"""``rdbm doctor``: checks an option file, its data, the installation and the code base, and mends the latter."""
 from __future__ import annotations
 
 import json
 import platform
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rdbm_plugin.codebase import installation, installed, look_at, mending, undoing
 from rdbm_plugin.data.inspection import Finding, inspect_data
 from rdbm_plugin.option_keys import unknown_keys
 from rdbm_plugin.options import OptionError
 
+DESCRIPTION = """Check the installation, and with -opt an option file and its data. --fix mends the BasicSR that Python
+imports, or that of --codebase; --install-into lets a code base find the plugin; --undo takes back what both did."""
 
-def main() -> int:
-    """Read the command line, print the report, and return 1 if there is an error in it, else 0."""
-    parser = ArgumentParser(prog='rdbm doctor', description='Check an option file, its data and the installation.')
-    parser.add_argument('-opt', required=True, help='option file')
+
+def arguments() -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(prog='rdbm doctor', description=DESCRIPTION)
+    parser.add_argument('-opt', help='option file')
     parser.add_argument('--force_yml', nargs='+', default=[], help='changes, as for rdbm train')
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
     parser.add_argument('--no-images', action='store_true', help='do not look into the images')
+    parser.add_argument('--codebase', metavar='FOLDER', help='that basicsr/ lies in (default: what Python imports)')
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument('--fix', action='store_true', help='edit the import that torchvision 0.17 and later refuses')
+    action.add_argument('--install-into', metavar='FOLDER', help='write the files that let this code base find the '
+                                                                'plugin; which depends on its kind')
+    action.add_argument('--undo', action='store_true', help='take back --fix and --install-into')
+    parser.add_argument('--dry-run', action='store_true', help='only show what would be written')
     args = parser.parse_args()
+    if args.dry_run and not (args.fix or args.install_into or args.undo):
+        parser.error('--dry-run goes with --fix, --install-into or --undo')
+    return args
+
+
+def main() -> int:
+    """Read the command line, print the report, and return 1 if there is an error in it, else 0."""
+    args = arguments()
+    if args.fix or args.install_into or args.undo:
+        treat(args)
+        return 0
     with redirect_stdout(sys.stderr):
-        findings = list(examine(args.opt, args.force_yml, images=not args.no_images))
+        findings = [*check_installation(), *about(args.codebase)]
+        if args.opt:
+            findings += examine(args.opt, args.force_yml, images=not args.no_images)
     failed = any(finding.level == 'error' for finding in findings)
     if args.json:
         print(json.dumps({'file': args.opt, 'ok': not failed, 'findings': [f._asdict() for f in findings]}, indent=1))
     else:
-        print(report(args.opt, findings))
+        print(report(args.opt or 'installation', findings))
     return int(failed)
+
+
+def treat(args: Namespace) -> None:
+    """Change a code base as asked, telling what kind it is and showing every change.
+
+    Raises:
+        OptionError: There is none, or a change is not possible; nothing was changed then.
+    """
+    found = look_at(args.install_into or args.codebase or _imported())
+    changes = (mending if args.fix else undoing if args.undo else installation)(found)
+    print(f'{found.root}: {found.describe()}.\n')
+    for change in changes:
+        print(change.show())
+    if not args.dry_run:
+        for change in changes:
+            change.make()
+    print(f'{len(changes)} file(s) {"would be " * args.dry_run}changed.' if changes else 'Nothing is to be changed.')
+    for finding in about(found.root):
+        if finding.level != 'ok' and not args.dry_run:
+            print(f'{finding.level}: {finding.message}')
+    if args.install_into:
+        print(f'To train: cd {found.root}; PYTHONPATH=. python basicsr/train.py -opt options/train_rdbm_universal.yml')
+
+
+def _imported() -> Path:
+    root = installed()
+    if root is None:
+        raise OptionError('BasicSR is not installed; name the folder of a code base with --codebase.')
+    return root
+
+
+def about(folder: str | Path | None) -> Iterator[Finding]:
+    """What kind of BasicSR a folder holds, by default that which Python imports, and what stands in its way."""
+    folder = folder or installed()
+    if folder is None:
+        yield Finding('warning', 'codebase', 'BasicSR is not installed; "rdbm restore" works, training does not: pip '
+                                             'install --no-build-isolation basicsr')
+        return
+    try:
+        found = look_at(folder)
+    except OptionError as error:
+        yield Finding('error', 'codebase', str(error))
+        return
+    yield Finding('ok', 'codebase', f'{found.root}: {found.describe()}')
+    if found.outdated and not _has_functional_tensor():
+        yield Finding('note', 'codebase', f'{found.outdated[0]} imports what this torchvision has no more: "rdbm" '
+                                          'works, BasicSR\'s own scripts do after "rdbm doctor --fix".')
+    if not found.package and any(distributions(name='basicsr')):
+        yield Finding('warning', 'codebase', f'{found.root}/basicsr has no __init__.py, so that Python prefers the '
+                                             'basicsr installed by pip: --install-into writes one.')
 
 
 def report(file: str, findings: list[Finding]) -> str:
@@ -43,9 +118,14 @@ def report(file: str, findings: list[Finding]) -> str:
     return '\n'.join([*lines, f'{file}: {errors} errors, {warnings} warnings'])
 
 
+def _has_functional_tensor() -> bool:
+    # Not by find_spec of the module itself: within rdbm it can be imported always.
+    folders = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
+    return any(Path(folder, 'transforms/functional_tensor.py').is_file() for folder in folders)
+
+
 def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
     """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
-    yield from check_installation()
     import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin import compat
     from rdbm_plugin.option_file import read_option_file

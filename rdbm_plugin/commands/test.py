@@ -25,10 +25,11 @@ def main() -> None:
     if {'-h', '--help'} & set(rest):
         print(EXPLANATION)
 
+    from rdbm_plugin import compat, host
+    host.need_registries()
     from basicsr import test
 
     import rdbm_plugin.registration  # noqa: F401
-    from rdbm_plugin import compat
     compat.check_before_writing(test)
     compat.distribute_on_cpus()
     if given.steps is None:
@@ -91,8 +92,8 @@ def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
         results: Steps -> content of ``results.json``.
     """
     from rdbm_plugin.complexity import giga_multiply_adds
+    from rdbm_plugin.host import registered
     from rdbm_plugin.options import build
-    from rdbm_plugin.preflight import registered
     from rdbm_plugin.report import plot_sweep
     from rdbm_plugin.results import aligned, digits, markdown, write_csv
     options = next(iter(results.values()))['options']

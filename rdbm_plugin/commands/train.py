@@ -6,10 +6,11 @@ from pathlib import Path
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and train; experiments/ is made in the working directory."""
+    from rdbm_plugin import compat, host
+    host.need_registries()
     from basicsr import train
 
     import rdbm_plugin.registration  # noqa: F401
-    from rdbm_plugin import compat
     compat.check_before_writing(train)
     compat.distribute_on_cpus()
     compat.go_on_exactly(train)

@@ -14,8 +14,9 @@ from torch.utils.data import get_worker_info
 
 BASICSR_KEYS = frozenset({
     'name', 'type', 'phase', 'scale', 'io_backend', 'num_worker_per_gpu', 'batch_size_per_gpu',
-    'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers'})
-"""Keys of a dataset block that BasicSR's loader reads or adds."""
+    'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers',
+    'iters', 'gt_sizes', 'mini_batch_sizes'})
+"""Keys of a dataset block that BasicSR's loader reads or adds; the last three are Restormer's loop's."""
 
 
 def leave_signals_to_parent() -> None:

@@ -9,7 +9,6 @@ from signal import Signals
 from typing import Any, NamedTuple
 
 import torch
-from basicsr.models.sr_model import SRModel
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.logger import get_root_logger
 from torch import nn
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rdbm_plugin import __version__
 from rdbm_plugin.data.task_mixture import count_batches
+from rdbm_plugin.models.basicsr_model import BasicSRModel
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.models.interruption import Interruption
 from rdbm_plugin.models.ranks import validation_group
@@ -38,7 +38,7 @@ class Loop(NamedTuple):
     tb_logger: Any
 
 
-class DurableModel(SRModel):
+class DurableModel(BasicSRModel):
     """Saves whole files or none, stops when asked to, and resumes exactly.
 
     All that is random in a step must follow from ``self.seed``, iteration and rank. Beside BasicSR's keys ``logger:``
@@ -136,12 +136,17 @@ class DurableModel(SRModel):
         self.validated_iter = current_iter
         with self.surviving('What validation found'):
             if best:
-                ema = hasattr(self, 'net_g_ema')
-                self.save_network([self.net_g, self.net_g_ema] if ema else self.net_g, 'net_g', 'best',
-                                  ['params', 'params_ema'] if ema else 'params')
+                self.save_networks('best')
             if current_iter == self.saved_iter and not self.validated:
                 self.validated = True
                 self.save_training_state(self.epoch, self.saved_iter)
+
+    def save_networks(self, current_iter: int | str) -> None:
+        """Save the network and its moving average, if there is one, as ``net_g_<current_iter>.pth``."""
+        if hasattr(self, 'net_g_ema'):
+            self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
+        else:
+            self.save_network(self.net_g, 'net_g', current_iter)
 
     @master_only
     def save_network(self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int | str,

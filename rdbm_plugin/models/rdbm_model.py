@@ -21,6 +21,7 @@ from rdbm_plugin import evaluation, preflight
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
+from rdbm_plugin.host import registered
 from rdbm_plugin.models.draws import Draws, seed_step
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
@@ -56,9 +57,9 @@ class RDBMModel(ValidatingModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         preflight.check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
-        self.bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
+        self.bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
         settings = opt.get('val') or {}
-        self.sampler = build_sampler(settings.get('sampler'), self.bridge, preflight.registered('SAMPLER'))
+        self.sampler = build_sampler(settings.get('sampler'), self.bridge, registered('SAMPLER'))
         self.tile, self.tile_overlap = settings.get('tile'), settings.get('tile_overlap', OVERLAP)
         super().__init__(opt)
 

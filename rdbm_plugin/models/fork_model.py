@@ -1,0 +1,37 @@
+"""RDBMModel for forks of BasicSR from before its registries; needs one. See :mod:`rdbm_plugin.host`."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rdbm_plugin.models import rdbm_model
+
+
+class RDBMModel(rdbm_model.RDBMModel):
+    """Takes what the training loops of forks pass and want back, beyond BasicSR's.
+
+    Restormer's and Retinexformer's call ``feed_train_data``; NAFNet's passes ``is_val`` and the TensorBoard writer; all
+    pass colour order and kind of image to the validation, which are BasicSR's own here: RGB, scored as 8-bit images.
+    """
+
+    def feed_data(self, data: Mapping[str, Any], is_val: bool = False) -> None:
+        super().feed_data(data)
+
+    def feed_train_data(self, data: Mapping[str, Any]) -> None:
+        """Take a training batch, ``lq`` and ``gt``, each (N, C, H, W) in [0, 1]."""
+        self.feed_data(data)
+
+    def optimize_parameters(self, current_iter: int, tb_logger: Any = None) -> None:
+        super().optimize_parameters(current_iter)
+
+    def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False,
+                   rgb2bgr: bool = True, use_image: bool = True) -> float:
+        """Restore and score a data set; returns its PSNR, or what else is first under ``val: metrics:``."""
+        validate = self.dist_validation if self.opt['dist'] else self.nondist_validation
+        validate(dataloader, current_iter, tb_logger, save_img)
+        scores = getattr(self, 'metric_results', {})
+        return scores.get('psnr', next(iter(scores.values()), 0.0))
+
+    def save_best(self, best_metric: Mapping[str, Any]) -> None:
+        """Save the networks as net_g_best.pth; Retinexformer's loop calls this at its best validation."""
+        self.save_networks('best')
