@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from importlib.metadata import distribution
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
@@ -23,7 +23,7 @@ TINY = {  # the smallest run that does everything
 def command(*arguments, cwd, env=None, check=True):
     """Run python with ``arguments``, the plugin on its path, and return the finished process with its output."""
     env = dict(env or {})
-    paths = [str(ROOT), *env.pop('PYTHONPATH', '').split(os.pathsep)]
+    paths = [str(ROOT), *env.pop('PYTHONPATH', '').split(os.pathsep), os.environ.get('PYTHONPATH')]
     process = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         timeout=600, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **env})
@@ -32,14 +32,19 @@ def command(*arguments, cwd, env=None, check=True):
     return process
 
 
+
 LOADER = 'from yaml import CLoader as Loader'
+
+
+def basicsr_folder():
+    """The folder of the BasicSR that Python imports."""
+    return Path(find_spec('basicsr').origin).parent
 
 
 def basicsr_into(folder, loader=LOADER):
     """BasicSR 1.4.2 as from PyPI, with another YAML loader if wanted, and our option files beside it."""
     from rdbm_plugin.codebase import look_at, undoing
-    installed = distribution('basicsr').locate_file('basicsr')
-    shutil.copytree(installed, folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(basicsr_folder(), folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copytree(ROOT / 'options', folder / 'options')
     options = folder / 'basicsr/utils/options.py'
     text = options.read_text()

@@ -5,7 +5,8 @@ NAFNet, Restormer and Retinexformer share, and ``loop`` says which of their two 
 """
 import ast
 import shutil
-from importlib.metadata import distribution
+
+from conftest import basicsr_folder
 
 UTILS = '''
 import os
@@ -205,7 +206,7 @@ MISSING = ('_initialize_best_metric_results', '_update_best_metric_result', 'mod
 
 def make_fork(folder, loop):
     """Write the code base; ``loop`` is 'progressive' (Restormer, Retinexformer) or 'plain' (NAFNet)."""
-    installed = distribution('basicsr').locate_file('basicsr')
+    installed = basicsr_folder()
     files = {'utils/__init__.py': UTILS, 'utils/options.py': OPTIONS, 'models/__init__.py': MODELS,
              'models/archs/__init__.py': ARCHS, 'models/image_restoration_model.py': MODEL,
              'models/losses/__init__.py': 'from torch.nn import L1Loss\n', 'data/__init__.py': DATA,
