@@ -137,7 +137,7 @@ def main():
             raise ValueError('Dataset phase ' + phase + ' is not recognized.')
     model = create_model(opt)
     prefetcher = CPUPrefetcher(loader)
-    epoch, current_iter, best = 0, 0, dict(psnr=0)
+    epoch, current_iter, best = 0, 0, dict(iter=0, psnr=0, ssim=0)
     total_iters = opt['train']['total_iter']
     while current_iter <= total_iters:
         sampler.set_epoch(epoch)

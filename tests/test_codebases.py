@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 import yaml
 from conftest import TINY, basicsr_into, command, doctor, forced, short
 from fork import make_fork
@@ -152,6 +153,8 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     names = {path.name for path in run.rglob('*') if path.is_file()}
     assert {'net_g_2.pth', 'net_g_4.pth', 'net_g_latest.pth', '2.state', '4.state', 'before_after.png'} <= names
     assert ('net_g_best.pth' in names) == (loop == 'progressive')
+    best = torch.load(run / 'training_states/4.state', weights_only=True)['best_metric']
+    assert best.keys() == {'iter', 'psnr', 'ssim'} and best['iter'] == (2 if loop == 'progressive' else 0)
     printed = command('basicsr/test.py', '-opt', 'options/test_rdbm_universal.yml', cwd=fork, env=environment).stdout
     assert (fork / 'results/test_rdbm_universal/table.csv').is_file() and 'average' in printed
     for name in ('train', 'test'):

@@ -10,9 +10,15 @@ from rdbm_plugin.models import rdbm_model
 class RDBMModel(rdbm_model.RDBMModel):
     """Takes what the training loops of forks pass and want back, beyond BasicSR's.
 
-    Restormer's and Retinexformer's call ``feed_train_data``; NAFNet's passes ``is_val`` and the TensorBoard writer; all
-    pass colour order and kind of image to the validation, which are BasicSR's own here: RGB, scored as 8-bit images.
+    Restormer's and Retinexformer's call ``feed_train_data``, and the latter keeps the best scores in the states;
+    NAFNet's passes ``is_val`` and the TensorBoard writer; all pass colour order and kind of image to the validation,
+    which are BasicSR's own here: RGB, scored as 8-bit images.
     """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        metrics = (opt.get('val') or {}).get('metrics') or {}
+        self.best_metric: dict[str, float] = {'iter': 0, **dict.fromkeys(metrics, 0)}
+        super().__init__(opt)
 
     def feed_data(self, data: Mapping[str, Any], is_val: bool = False) -> None:
         super().feed_data(data)
@@ -32,6 +38,17 @@ class RDBMModel(rdbm_model.RDBMModel):
         scores = getattr(self, 'metric_results', {})
         return scores.get('psnr', next(iter(scores.values()), 0.0))
 
-    def save_best(self, best_metric: Mapping[str, Any]) -> None:
-        """Save the networks as net_g_best.pth; Retinexformer's loop calls this at its best validation."""
+    def save_best(self, best_metric: Mapping[str, float]) -> None:
+        """Save the networks as net_g_best.pth; ``best_metric`` has their score and iteration."""
+        self.best_metric = dict(best_metric)
         self.save_networks('best')
+
+    def save(self, epoch: int, current_iter: int, **best: Any) -> None:
+        super().save(epoch, current_iter)
+
+    def further_state(self) -> dict[str, Any]:
+        return {**super().further_state(), 'best_metric': self.best_metric}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        self.best_metric = resume_state.get('best_metric', self.best_metric)
+        super().resume_training(resume_state)
