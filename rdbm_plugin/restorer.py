@@ -23,6 +23,7 @@ from rdbm_plugin.bridge import BRIDGES, build_bridge
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_number
+from rdbm_plugin.precision import working_in
 from rdbm_plugin.samplers import SAMPLERS, build_sampler
 from rdbm_plugin.samplers.sampler import Network
 from rdbm_plugin.tiling import OVERLAP, SMALLEST, TiledNetwork, tile_for
@@ -152,7 +153,7 @@ class Restorer:
 
         def evaluate(x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
             x_t, mu = (image.contiguous(memory_format=torch.channels_last) for image in (x_t, mu))
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with working_in(self.dtype, self.device):
                 return tiles(x_t, mu, t).float()
         return evaluate
 

@@ -13,17 +13,18 @@ from argparse import ArgumentParser
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rdbm_plugin import compat
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.models.checkpoint import read_safely
+from rdbm_plugin.objective import Objective, States
 from rdbm_plugin.options import OptionError, build
+from rdbm_plugin.precision import PRECISIONS, working_in
 
 compat.provide_functional_tensor()
 import_module('rdbm_plugin.registration')
-preflight = import_module('rdbm_plugin.preflight')
+host, preflight = (import_module(f'rdbm_plugin.{name}') for name in ('host', 'preflight'))
 
 
 def main() -> int:
@@ -35,10 +36,10 @@ def main() -> int:
     print(f'Iteration {dump["iteration"]}: {dump["losses"]}, norm of the gradient {dump["norm"]:g}')
     for name, tensor in {**dump['states'], **{f'weights {k}': v for k, v in dump['params'].items()}}.items():
         tell(name, tensor, dump)
-    network = build('network_g', options['network_g'], preflight.registered('ARCH'))
+    network = build('network_g', options['network_g'], host.registered('ARCH'))
     network.load_state_dict(dump['params'])
     amp = preflight.check_training(options['train'], build_bridge(options['bridge']).timesteps).amp
-    found = [repeat(network, options, dump['states'], amp=each) for each in dict.fromkeys(('none', amp))]
+    found = [repeat(network, options, States(**dump['states']), each) for each in dict.fromkeys(('none', amp))]
     return int(any(found))
 
 
@@ -51,7 +52,7 @@ def tell(name: str, tensor: Tensor, dump: dict[str, Any]) -> None:
     print(f'  {name} is not finite{": " + ", ".join(which) if which else ""}')
 
 
-def repeat(network: nn.Module, options: dict[str, Any], states: dict[str, Tensor], amp: str) -> bool:
+def repeat(network: nn.Module, options: dict[str, Any], states: States, amp: str) -> bool:
     """Forward and backward pass with a look at the output of every module; whether anything was not finite."""
     first: list[str] = []
 
@@ -62,17 +63,12 @@ def repeat(network: nn.Module, options: dict[str, Any], states: dict[str, Tensor
         return hook
 
     hooks = [module.register_forward_hook(look(name)) for name, module in network.named_modules()]
-    bridge = build_bridge(options['bridge'], preflight.registered('BRIDGE'))
-    dtype = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[amp]
-    mu, t, z = states['mu'], states['t'], states['z']
+    objective = Objective(build_bridge(options['bridge'], host.registered('BRIDGE')),
+                          build('train: pixel_opt', options['train']['pixel_opt'], host.registered('LOSS')))
     network.zero_grad()
-    with torch.autocast('cpu', dtype, enabled=amp != 'none'):
-        output = network(bridge.centre(mu, t) + z, mu, t).float()
-    loss = build('train: pixel_opt', options['train']['pixel_opt'], preflight.registered('LOSS'))
-    if hasattr(loss, 'weights'):
-        value = loss(output, states['target'], t, bridge, states['residual'], states['mean_weight'])
-    else:
-        value = loss((mu + 1 + bridge.to_residual(output, z, mu, t)) / 2, states['gt'])
+    with working_in(PRECISIONS[amp], 'cpu'):
+        output = objective.output(states, network).float()
+    value = objective.loss(output, states).mean()
     value.backward()
     for hook in hooks:
         hook.remove()

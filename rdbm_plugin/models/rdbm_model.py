@@ -26,10 +26,9 @@ from rdbm_plugin.models.draws import Draws, seed_step
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
 from rdbm_plugin.objective import Objective, States
+from rdbm_plugin.precision import PRECISIONS, working_in
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.tiling import OVERLAP, tile_for, tiled
-
-AMP = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 class RDBMModel(ValidatingModel):
@@ -216,8 +215,7 @@ class RDBMModel(ValidatingModel):
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
-        dtype = AMP[self.settings.amp]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with working_in(PRECISIONS[self.settings.amp], self.device):
             return self.net_g(x_t, mu, t.to(self.device)).float()
 
     def losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> OrderedDict[str, Tensor]:
