@@ -149,7 +149,9 @@ def _encode(pixels: NDArray, suffix: str, profile: bytes | None) -> bytes:
     if suffix in ('.tif', '.tiff'):
         kind = 'minisblack' if pixels.ndim == 2 else 'rgb'
         extra = ['unassalpha'] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
-        tifffile.imwrite(out, pixels, photometric=kind, extrasamples=extra, compression='zlib', iccprofile=profile)
+        # Tag 34675, of type "undefined"; older versions of tifffile have no argument for it.
+        tags = [(34675, 7, len(profile), profile, True)] if profile else []
+        tifffile.imwrite(out, pixels, photometric=kind, extrasamples=extra, compression='zlib', extratags=tags)
         return out.getvalue()
     if pixels.dtype == np.uint8:
         formats = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.png': 'PNG', '.bmp': 'BMP'}
