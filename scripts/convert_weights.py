@@ -1,7 +1,10 @@
-"""Turns weights of a training into a safetensors file or back into BasicSR's layout; the suffix of OUT decides.
+"""Turns weights of a training into another layout: BasicSR's .pth, a plain .pth, or safetensors.
 
     python scripts/convert_weights.py experiments/NAME/models/net_g_latest.pth rdbm.safetensors
     python scripts/convert_weights.py rdbm.safetensors net_g.pth
+    python scripts/convert_weights.py net_g.pth network.pth --plain
+
+Reads all that the plugin reads as weights, also the files of IR-SDE and GOUB. The suffix of OUT decides what it writes.
 """
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from rdbm_plugin.models.checkpoint import read_parameters, write_safetensors
 from rdbm_plugin.models.saving import save_whole
 from rdbm_plugin.options import OptionError
 
+LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters}
+"""What a .pth holds."""
+
 
 def main() -> None:
     """Read the command line and convert."""
@@ -20,6 +26,8 @@ def main() -> None:
     parser.add_argument('source', help='.pth or .safetensors')
     parser.add_argument('out', type=Path, help='.pth or .safetensors; must not exist')
     parser.add_argument('--param_key', default='params_ema', help='weights to take: params_ema (default) or params')
+    parser.add_argument('--plain', dest='layout', action='store_const', const='plain', default='basicsr',
+                        help='write a .pth without the key params around the weights')
     args = parser.parse_args()
     if args.out.exists():
         raise OptionError(f'{args.out}: exists already; choose another name.')
@@ -27,7 +35,7 @@ def main() -> None:
     if args.out.suffix == '.safetensors':
         write_safetensors(parameters, args.out)
     elif args.out.suffix == '.pth':
-        save_whole({'params': parameters}, args.out)
+        save_whole(LAYOUTS[args.layout](parameters), args.out)
     else:
         raise OptionError(f'{args.out}: expected a name that ends in .pth or .safetensors.')
     print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters')
@@ -36,5 +44,5 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         main()
-    except OptionError as error:
+    except (OptionError, OSError) as error:
         sys.exit(str(error))

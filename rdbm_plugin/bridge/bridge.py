@@ -122,7 +122,8 @@ class ResidualBridge:
         return table[t].to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
 
     def _at_mu(self, t: Tensor, like: Tensor) -> Tensor:
-        return ((t == self.timesteps) & self.pinned).to(like.device).view(-1, 1, 1, 1)
+        # No "and" with a bool: TorchScript has none.
+        return (t == (self.timesteps if self.pinned else -1)).to(like.device).view(-1, 1, 1, 1)
 
     def modulate(self, residual: Tensor, eps: Tensor) -> Tensor:
         """The modulated noise n = pi * eps; (N, C, H, W)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
 from rdbm_plugin.options import OptionError
+from rdbm_plugin.whole_file import write_whole
 
 
 def read_safely(path: str | Path) -> Any:
@@ -32,9 +33,11 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     """The parameters in a checkpoint, on the CPU.
 
     Args:
-        path: A file as BasicSR writes it, ``{'params': ..., 'params_ema': ...}``, a plain state dict, or a
+        path: A file as BasicSR writes it, ``{'params': ..., 'params_ema': ...}``, a plain state dict such as the
+            ``*_G.pth`` and ``lastest_EMA.pth`` of IR-SDE and GOUB, the state of ema_pytorch's EMA, or a
             ``.safetensors`` file.
-        param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key.
+        param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key. Of
+            EMA's two networks ``params`` is the online one, anything else the average.
 
     Raises:
         OptionError: There is no such file, it is damaged, or it holds anything but tensors and plain values.
@@ -49,7 +52,19 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise OptionError(f'path: {path}: no parameters under {param_key!r}; found {found}.')
-    return {str(key).removeprefix('module.'): value for key, value in content.items()}
+    return {str(key).removeprefix('module.'): value for key, value in _of_ema(content, param_key).items()}
+
+
+def _of_ema(state: dict[str, Tensor], param_key: str | None) -> dict[str, Tensor]:
+    """One network of a state of github.com/lucidrains/ema-pytorch, which holds two and counters; others as they are."""
+    if not {'initted', 'step'} <= state.keys():
+        return state
+    # EMA need not save the online network.
+    for name in ('online_model.', 'ema_model.') if param_key == 'params' else ('ema_model.',):
+        found = {str(key).removeprefix(name): value for key, value in state.items() if str(key).startswith(name)}
+        if found:
+            return found
+    return state
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:
@@ -65,16 +80,17 @@ def _read_safetensors(path: str | Path) -> dict[str, Any]:
 
 
 def write_safetensors(parameters: dict[str, Tensor], path: str | Path) -> None:
-    """Write parameters as a safetensors file.
+    """Write parameters as a safetensors file, whole or not at all.
 
     Raises:
         OptionError: safetensors is not installed.
+        OSError: It could not be written; nothing is left behind.
     """
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise OptionError(f'{path}: writing it needs safetensors: pip install safetensors') from None
-    save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, path)
+    write_whole(Path(path), save({name: value.detach().cpu().contiguous() for name, value in parameters.items()}))
 
 
 def check_fits(path: str | Path, parameters: dict[str, Tensor], net: nn.Module) -> None:

@@ -1,0 +1,28 @@
+"""``python -m rdbm_plugin.mmengine CONFIG``: train under mmengine. See :mod:`rdbm_plugin.mmengine.launch`."""
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+from rdbm_plugin import compat
+from rdbm_plugin.options import OptionError
+
+# At module level, as DataLoader workers that are spawned import this module again before they import BasicSR.
+compat.provide_functional_tensor()
+
+
+def main() -> int:
+    """Train, and return the exit status: 2 for an error in command line or config."""
+    try:
+        if find_spec('mmengine') is None:
+            raise OptionError('mmengine is not installed: pip install mmengine')
+        from rdbm_plugin.mmengine.launch import launch
+        launch()
+    except OptionError as error:
+        print(f'rdbm_plugin.mmengine: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Training under mmengine from the command line: one process, torchrun or Slurm, on GPUs or CPUs."""
+from __future__ import annotations
+
+import os
+import subprocess
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+
+from rdbm_plugin import compat
+from rdbm_plugin.models.checkpoint import read_safely
+from rdbm_plugin.options import OptionError, suggest
+
+
+def launch() -> None:
+    """Read the command line and train.
+
+    Raises:
+        OptionError: Naming argument or key, what was found and what to do.
+    """
+    parser = ArgumentParser('python -m rdbm_plugin.mmengine', description='Train under mmengine.')
+    parser.add_argument('config', type=Path, help='Python config, such as options/mmengine/rdbm_quickstart.py')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default: work_dirs/NAME OF THE CONFIG')
+    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint there, if there is one')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none')
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--local-rank', '--local_rank', help='ignored; older launchers of PyTorch pass it')
+    args = parser.parse_args()
+    cfg = read_config(args)
+    check_work_dir(cfg)
+    compat.keep_freed_memory()
+    start_ranks(args.launcher)
+    try:
+        build_runner(cfg).train()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def read_config(args: Namespace) -> Config:
+    """The config with what the command line changes.
+
+    Raises:
+        OptionError: There is no such file, it is no config, or ``--cfg-options`` names a block that it has not.
+    """
+    if not args.config.is_file():
+        raise OptionError(f'config: no file {str(args.config)!r} (looked in {args.config.absolute()}).')
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:
+        # A config is a program, which may raise anything.
+        raise OptionError(f'config: {args.config}: {type(error).__name__}: {error}') from error
+    for key in args.cfg_options:
+        if (block := key.split('.')[0]) not in cfg:
+            raise OptionError(f'--cfg-options: {key}: {args.config.name} has no {block!r}.{suggest(block, cfg)}')
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', args.config.stem))
+    cfg.launcher, cfg.resume = args.launcher, args.resume or cfg.get('resume', False)
+    if args.amp:
+        cfg.optim_wrapper.type = 'rdbm_plugin.Bf16OptimWrapper'
+    return cfg
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Refuse to put a second run among the checkpoints of a first one.
+
+    Raises:
+        OptionError: Naming folder and checkpoint.
+    """
+    found = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
+    if found and not cfg.resume:
+        raise OptionError(f'work_dir: {cfg.work_dir} has checkpoints of an earlier run ({found[0]}); go on with it by '
+                          '--resume, or give this run another folder by --work-dir.')
+
+
+def start_ranks(launcher: str) -> None:
+    """Start the process group where there are no GPUs; where there are, mmengine does.
+
+    Raises:
+        OptionError: The process was not started by the launcher.
+    """
+    key, command = {'pytorch': ('RANK', 'torchrun'), 'slurm': ('SLURM_PROCID', 'srun')}.get(launcher, (None, None))
+    if key is not None and key not in os.environ:
+        raise OptionError(f'--launcher {launcher}: {key} is not set; start this command by {command}.')
+    if key is None or torch.cuda.is_available():
+        return
+    if launcher == 'slurm':
+        hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True,
+                               capture_output=True, text=True).stdout
+        os.environ.update(RANK=os.environ['SLURM_PROCID'], WORLD_SIZE=os.environ['SLURM_NTASKS'],
+                          LOCAL_RANK=os.environ.get('SLURM_LOCALID', '0'), MASTER_ADDR=hosts.split()[0])
+        os.environ.setdefault('MASTER_PORT', '29500')
+    torch.distributed.init_process_group('gloo')
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """mmengine's Runner, or its FlexibleRunner for a config that has a ``strategy``.
+
+    Checkpoints are read without running what a pickle might hold, also by torch before 2.6, which would by default.
+    """
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    strategy = cfg.get('strategy')
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        # mmengine names a GPU.
+        if strategy is None:
+            cfg.setdefault('model_wrapper_cfg', {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False})
+            cfg.model_wrapper_cfg.setdefault('device_ids', None)
+        elif strategy.type == 'DDPStrategy':
+            strategy.setdefault('model_wrapper', {})['device_ids'] = None
+    return (Runner if strategy is None else FlexibleRunner).from_cfg(cfg)
+
+
+def load_from_local(filename: str, map_location: Any) -> Any:
+    """A checkpoint, on the CPU; mmengine moves it.
+
+    Raises:
+        OptionError: It is damaged, or holds more than tensors and plain values.
+    """
+    return read_safely(Path(filename).expanduser())

@@ -1,0 +1,59 @@
+"""Metrics of BasicSR as metrics of mmengine. Need BasicSR."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.evaluator import BaseMetric
+
+from rdbm_plugin.options import OptionError, check_choice
+from rdbm_plugin.registry import METRICS, of_basicsr
+
+
+@METRICS.register_module()
+class ProtocolMetric(BaseMetric):
+    """One metric of BasicSR's METRIC_REGISTRY, of degraded and restored images.
+
+    In configs it is called by its name: ``val_evaluator=[dict(type='rdbm_plugin.psnr_rgb', crop_border=4)]``. It gives
+    ``psnr_rgb``, the mean over all restored images, ``psnr_rgb_degraded``, that of the images before, and both for
+    each task if there are several, as ``derain/psnr_rgb``.
+
+    Args:
+        protocol: Name of the metric.
+        options: What else it takes.
+        prefix, collect_device: As in mmengine.
+
+    Raises:
+        OptionError: BasicSR is not installed, the metric is unknown, or it needs ground truth that a set has not.
+    """
+
+    default_prefix = None
+
+    def __init__(self, protocol: str, options: Mapping[str, Any] | None = None, prefix: str | None = None,
+                 collect_device: str = 'cpu') -> None:
+        super().__init__(collect_device, prefix)
+        known = of_basicsr('METRIC')
+        if not known:
+            raise OptionError(f'evaluator: {protocol}: metrics need BasicSR, which is not installed.')
+        self.protocol = check_choice('evaluator: protocol', protocol, known)
+        self.options = {'type': protocol, **(options or {})}
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Score results of BridgeRestorer."""
+        from basicsr.utils.img_util import tensor2img
+
+        from rdbm_plugin.evaluation import scores
+        for sample in data_samples:
+            image = {key: tensor2img(sample[key]) for key in ('lq', 'restored', 'gt') if key in sample}
+            each = [scores(image[key], image.get('gt'), {self.protocol: self.options}, 'evaluator')[self.protocol]
+                    for key in ('restored', 'lq')]
+            self.results.append((sample.get('task', ''), *each))
+
+    def compute_metrics(self, results: list[tuple[str, float, float]]) -> dict[str, float]:
+        """Means of all images and of each task."""
+        tasks = dict.fromkeys(task for task, *_ in results)
+        groups = {'': results}
+        if len(tasks) > 1:
+            groups.update({f'{task}/': [row for row in results if row[0] == task] for task in tasks})
+        return {f'{group}{self.protocol}{suffix}': sum(row[column] for row in rows) / len(rows)
+                for group, rows in groups.items() for column, suffix in ((1, ''), (2, '_degraded'))}

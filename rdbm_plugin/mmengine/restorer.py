@@ -1,0 +1,155 @@
+"""RDBM as a model of mmengine: training and restoring with any of its runners."""
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from os import path as osp
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.logging import MessageHub
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor
+
+from rdbm_plugin.models.draws import Draws
+from rdbm_plugin.objective import Objective
+from rdbm_plugin.options import OptionError, check_number
+from rdbm_plugin.registry import MODELS, TASK_UTILS
+from rdbm_plugin.tiling import OVERLAP, tiled
+
+Block = Mapping[str, Any]
+
+
+@MODELS.register_module()
+class PairPreprocessor(BaseDataPreprocessor):
+    """Takes batches to the device and into one form.
+
+    They are ``{'lq', 'gt', ...}``, as our and BasicSR's data sets give them, or ``{'inputs', 'data_samples'}`` with
+    clean images in ``gt_img`` of the samples, as MMagic's do.
+
+    Args:
+        peak: Value of white: 1, or 255 for MMagic's batches.
+        bgr: Whether images are BGR, as MMagic's are by default.
+
+    Raises:
+        OptionError: ``peak`` is not above 0.
+    """
+
+    def __init__(self, peak: float = 1.0, bgr: bool = False) -> None:
+        super().__init__(non_blocking=True)
+        self.peak, self.bgr = check_number('model: data_preprocessor: peak', peak, above=0), bgr
+
+    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
+        """A batch as :meth:`BridgeRestorer.forward` takes it: images (N, C, H, W), RGB in [0, 1]."""
+        data = self.cast_data(data)
+        if 'inputs' in data:
+            samples = data.get('data_samples')
+            listed = samples if isinstance(samples, (list, tuple)) else [samples]
+            clean = [sample.gt_img for sample in listed if hasattr(sample, 'gt_img')]
+            data = {'lq': data['inputs'], 'gt': (clean if listed is samples else clean[0]) if clean else None}
+        images = {key: self._images(data[key]) for key in ('lq', 'gt') if data.get(key) is not None}
+        return {**images, **{key: data[key] for key in ('task', 'lq_path') if key in data}}
+
+    def _images(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        batch = images if isinstance(images, Tensor) else torch.stack(list(images))
+        batch = batch.flip(1) if self.bgr else batch
+        batch = batch if batch.is_floating_point() and self.peak == 1 else batch.float() / self.peak
+        return batch.contiguous(memory_format=torch.channels_last)
+
+
+@MODELS.register_module()
+class BridgeRestorer(BaseModel):
+    """Restores by a diffusion bridge from the degraded to the clean image.
+
+    Blocks are those of the option files for BasicSR; types that stand in no scope are looked for in the plugin, in
+    BasicSR, then in mmengine. What is random in training follows from the run's seed, the iteration and the place in
+    the batch of all ranks, the same as for RDBMModel, if RepeatableHook is among the hooks; else from torch's
+    generator, for which ranks need seeds of their own (``diff_rank_seed=True``).
+
+    Args:
+        network: Takes (x_t, mu, t).
+        bridge: Default: the paper's.
+        loss: ResidualModulatedLoss (default), or any loss of two images in [0, 1].
+        sampler: Default: BridgeSampler with 10 steps.
+        node_t_share, own_start_share: See :class:`rdbm_plugin.objective.Objective`.
+        tile, tile_overlap: See :func:`rdbm_plugin.tiling.tiled`.
+        data_preprocessor: Default: PairPreprocessor.
+        init_cfg: As in mmengine.
+
+    Raises:
+        OptionError: Naming the key, what was found and what is allowed.
+    """
+
+    def __init__(self, network: Block, bridge: Block | None = None, loss: Block | None = None,
+                 sampler: Block | None = None, node_t_share: float | None = None,
+                 own_start_share: float | None = None, tile: int | None = None, tile_overlap: int = OVERLAP,
+                 data_preprocessor: Block | None = None, init_cfg: Block | None = None) -> None:
+        super().__init__(data_preprocessor or {'type': 'rdbm_plugin.PairPreprocessor'}, init_cfg)
+        self.bridge = TASK_UTILS.make('model: bridge', bridge, 'ResidualBridge')
+        self.sampler = TASK_UTILS.make('model: sampler', sampler, 'BridgeSampler', bridge=self.bridge)
+        self.network = MODELS.make('model: network', network).to(memory_format=torch.channels_last)
+        self.criterion = MODELS.make('model: loss', loss, 'ResidualModulatedLoss')
+        self.objective = Objective(self.bridge, self.criterion, node_t_share, own_start_share)
+        self.restoring = tiled(self.predict, tile, tile_overlap)
+
+    def forward(self, lq: Tensor, gt: Tensor | None = None, task: Sequence[str] | None = None,
+                lq_path: Sequence[str] | None = None,
+                mode: str = 'tensor') -> dict[str, Tensor] | Tensor | list[dict[str, Any]]:
+        """What mmengine's loops ask for.
+
+        Args:
+            lq: Degraded images, (N, C, H, W) in [0, 1].
+            gt: Clean images, the same.
+            task: Of each image; goes into the results.
+            lq_path: Of each image; its noise, if the sampler adds any, follows from the name.
+            mode: ``loss``, ``predict`` or ``tensor``.
+
+        Returns:
+            ``loss``: {'loss_pix': ()}. ``tensor``: restored images, (N, C, H, W). ``predict``: for each image a
+            dict of ``lq``, ``restored`` and, if given, ``gt``, (C, H, W) in [0, 1] on the CPU, and ``task``.
+
+        Raises:
+            OptionError: ``loss`` is asked for without ``gt``.
+        """
+        if mode == 'loss':
+            return self.loss(lq, gt)
+        restored = self.restore(lq, lq_path)
+        if mode == 'tensor':
+            return restored
+        images = {key: value.cpu() for key, value in (('lq', lq), ('restored', restored), ('gt', gt))
+                  if value is not None}
+        return [{**{key: value[i] for key, value in images.items()}, 'task': task[i] if task else ''}
+                for i in range(len(lq))]
+
+    def loss(self, lq: Tensor, gt: Tensor | None) -> dict[str, Tensor]:
+        """Mean loss of a batch, under a key that mmengine adds up; see :meth:`forward`."""
+        if gt is None:
+            raise OptionError('train_dataloader: found a batch without gt; expected pairs of lq and gt.')
+        states = self.objective.draw(lq, gt, _draws(len(lq)), self.predict, _mean_of_ranks)
+        return {'loss_pix': self.objective.loss(self.objective.output(states, self.predict), states).mean()}
+
+    @torch.no_grad()
+    def restore(self, lq: Tensor, paths: Sequence[str] | None = None) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> restored, the same."""
+        seeds = [zlib.crc32(osp.basename(path).encode()) for path in paths or [''] * len(lq)]
+        return lq + self.sampler(self.restoring, 2 * lq - 1, seeds).residual / 2
+
+    def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+        """The network's output in float32, whatever precision it works in; (N, C, H, W)."""
+        return self.network(x_t, mu, t.to(x_t.device)).float()
+
+
+def _draws(count: int) -> Draws:
+    hub = MessageHub.get_current_instance()
+    seed = hub.get_info('step_seed')
+    if seed is None:
+        return Draws(int(torch.randint(2**62, ())), 0, 0, 1, count)
+    # BasicSR counts iterations from 1.
+    return Draws(seed, hub.get_info('iter') + 1, get_rank(), get_world_size(), count)
+
+
+def _mean_of_ranks(value: Tensor) -> Tensor:
+    value = value.clone()
+    all_reduce(value, 'mean')
+    return value

@@ -1,0 +1,154 @@
+"""Hooks, an optimizer wrapper and a strategy for training under mmengine."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine._strategy import FSDPStrategy
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import broadcast, get_rank
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.data import DataLoader
+
+from rdbm_plugin import report
+from rdbm_plugin.data.task_mixture import MixedDataset, count_batches
+from rdbm_plugin.models.draws import seed_step
+from rdbm_plugin.options import OptionError
+from rdbm_plugin.registry import HOOKS, OPTIM_WRAPPERS, STRATEGIES
+
+
+@HOOKS.register_module()
+class RepeatableHook(Hook):
+    """Lets nodes, noise and our data sets follow from seed and iteration alone, in resumed runs too.
+
+    mmengine resumes by reading all the batches again that the run has had; our data sets go on without. Data sets of
+    others keep mmengine's order.
+
+    Raises:
+        OptionError: Ranks have the same seed, or ``persistent_workers`` is on, whose workers learn nothing new.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        """Agree on the seed, and start the data where the run is."""
+        # That of rank 0 is the run's; mmengine has added the rank to the others.
+        self.seed = torch.tensor(runner.seed)
+        broadcast(self.seed)
+        self.seed = int(self.seed)
+        runner.message_hub.update_info('step_seed', self.seed)
+        self.trained = runner.iter
+        loader = runner.train_dataloader
+        if not isinstance(loader.dataset, MixedDataset):
+            return
+        if runner.seed != self.seed + get_rank():
+            raise OptionError('randomness: diff_rank_seed: found False; our data sets need True on several ranks.')
+        if loader.persistent_workers:
+            raise OptionError('train_dataloader: persistent_workers: found True; expected False.')
+        count_batches(runner.iter)
+        if hasattr(runner.train_loop, 'dataloader_iterator'):
+            if isinstance(loader.sampler, InfiniteSampler):
+                # mmengine's ends for good when an iterator over it is given up; our data sets need no indices.
+                loader.sampler.indices = repeat(0)
+            runner.train_loop.dataloader_iterator = _batches(loader, runner.iter)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the global generators, for dropout."""
+        seed_step(self.seed, runner.iter + 1, get_rank())
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Tell our data sets how far the run is."""
+        self.trained = runner.iter + 1
+        count_batches(self.trained)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the iterations; FlexibleRunner counts one too many when it saves after a validation."""
+        checkpoint['meta']['iter'] = self.trained
+
+    def after_train(self, runner: Any) -> None:
+        """Give the draws back to torch's generator."""
+        runner.message_hub.pop_info('step_seed')
+
+
+def _batches(loader: DataLoader, had: int) -> Iterator[Any]:
+    """Batches without end, after as many empty ones as mmengine is going to skip."""
+    for _ in range(had):
+        yield None
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise OptionError('train_dataloader: sampler: it fills not one batch; expected InfiniteSampler.')
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Keeps what is no plain value out of checkpoints.
+
+    torch loads nothing else by default, and so neither mmengine nor we could resume from mmengine's checkpoints. The
+    curves in the logs are not affected.
+    """
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Reduce the message hub to its plain values."""
+        info = checkpoint['message_hub']['runtime_info']
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in info.items()}
+        kept = (str, int, float, bool, list, type(None))
+        checkpoint['message_hub'] = {'log_scalars': {}, 'resumed_keys': {}, 'runtime_info': {
+            key: value for key, value in plain.items() if isinstance(value, kept)}}
+
+
+@HOOKS.register_module()
+class PictureHook(Hook):
+    """Shows the first images of a validation, degraded, restored and clean, wherever the visualizer shows things.
+
+    Args:
+        images: How many.
+    """
+
+    def __init__(self, images: int = 5) -> None:
+        self.images = images
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                       outputs: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Show the first image of a batch."""
+        if outputs and batch_idx < self.images:
+            found = [report.to_picture(outputs[0][key]) for key in ('lq', 'restored', 'gt') if key in outputs[0]]
+            name = f'{outputs[0]["task"] or "image"}_{batch_idx}'
+            runner.visualizer.add_image(name, report.strip(found), runner.iter)
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bf16OptimWrapper(OptimWrapper):
+    """Lets the network work in bfloat16, on CPUs too, which mmengine's AmpOptimWrapper refuses."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Around the forward pass."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+            yield
+
+
+@STRATEGIES.register_module()
+class ResumableFSDPStrategy(FSDPStrategy):
+    """mmengine's FSDPStrategy, which names a GPU, and resumes with the arguments of torch 2.0 in their order."""
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        if not torch.cuda.is_available():
+            self.model_wrapper = {'device_id': torch.device('cpu'), **(self.model_wrapper or {})}
+            # torch takes a move from CPU to CPU for a copy, and saves one buffer under every name.
+            self.optim_state_dict_config.offload_to_cpu = False
+        # torch's shares of the optimizer state do not know channels_last.
+        return super()._wrap_model(model.to(memory_format=torch.contiguous_format))
+
+    def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a whole optimizer state into the shares."""
+        self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
+            self.model, self.optim_wrapper.optimizer, state_dict))

@@ -1,0 +1,119 @@
+"""What the plugin and BasicSR register, in mmengine's registries under the scope ``rdbm_plugin``. Needs mmengine.
+
+mmengine imports this module by itself when a config names the scope, as in ``type='rdbm_plugin.RDBMUNet'``, so configs
+need no ``custom_imports``. BasicSR need not be installed for bridges, samplers, our network and our loss.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from rdbm_plugin import compat
+from rdbm_plugin.contents import REGISTERED
+from rdbm_plugin.options import build
+
+try:
+    from mmengine import registry as root
+except ImportError:
+    raise ImportError('rdbm_plugin.registry needs mmengine: pip install mmengine') from None
+
+
+def of_basicsr(kind: str) -> dict[str, Any]:
+    """Name -> class or function of a registry of BasicSR, such as ``ARCH``; empty where BasicSR is not installed."""
+    if find_spec('basicsr') is None:
+        return {}
+    compat.provide_functional_tensor()
+    import_module('rdbm_plugin.registration')
+    from rdbm_plugin.host import registered
+    return registered(kind)
+
+
+class Mirror(root.Registry):
+    """A registry of mmengine that also has what the plugin and BasicSR register, looked up when it is asked for.
+
+    Args:
+        name: As the registry of mmengine is called.
+        parent: That registry.
+        kinds: BasicSR's registries that belong in it.
+        adapt: Makes of (name, class or function) what mmengine may build; default: itself.
+    """
+
+    def __init__(self, name: str, parent: root.Registry, kinds: tuple[str, ...] = (),
+                 adapt: Callable[[str, Any], Any] = lambda _, found: found) -> None:
+        super().__init__(name, parent=parent, scope='rdbm_plugin', locations=[
+            f'rdbm_plugin.mmengine.{module}' for module in ('restorer', 'training', 'metric')])
+        self.kinds, self.adapt = kinds, adapt
+        self.ours = {entry.split(':')[1]: entry.split(':')[0]
+                     for kind in kinds for entry in REGISTERED[f'{kind}_REGISTRY']}
+
+    def get(self, key: str) -> Any:
+        """The class of a name with or without scope; None if there is none."""
+        self.import_from_location()
+        scope, name = self.split_scope_key(key)
+        if scope in (None, self.scope) and name not in self.module_dict:
+            found = self._find(name)
+            if found is not None:
+                self.register_module(name=name, module=self.adapt(name, found))
+        return super().get(key)
+
+    def _find(self, name: str) -> Any:
+        if name in self.ours:
+            return getattr(import_module(self.ours[name]), name)
+        return next((found[name] for found in map(of_basicsr, self.kinds) if name in found), None)
+
+    def names(self) -> list[str]:
+        """All that may be named without a scope, but what mmengine itself has."""
+        return sorted({*self.module_dict, *self.ours, *(name for kind in self.kinds for name in of_basicsr(kind))})
+
+    def make(self, where: str, block: Mapping[str, Any] | None, default: str | None = None, **given: Any) -> Any:
+        """Build what a block of a config describes.
+
+        Args:
+            where: Name of the block, for errors.
+            block: ``type``, a name or a class, and arguments. None counts as an empty block.
+            default: Type if the block names none.
+            given: Arguments that come from the program.
+
+        Raises:
+            OptionError: The type is unknown, or a key is unknown, missing or out of its range.
+        """
+        kind = block.get('type', default) if isinstance(block, Mapping) else default
+        found = kind if inspect.isclass(kind) else self._known(kind)
+        types = dict.fromkeys(self.names()) if found is None else {str(kind): found}
+        if isinstance(block, Mapping):
+            block = {**block, 'type': str(kind) if inspect.isclass(kind) else kind}
+        return build(where, block, types, default, **given)
+
+    def _known(self, kind: Any) -> Any:
+        try:
+            return self.get(kind) if isinstance(kind, str) else None
+        except RuntimeError:
+            # mmengine's answer to a scope that it cannot import.
+            return None
+
+
+def _of_block(_: str, cls: type) -> Callable[..., Any]:
+    """BasicSR's data sets take one block, and read its name and phase."""
+    def make(name: str = 'data', phase: str = 'train', **block: Any) -> Any:
+        return cls(deepcopy({'name': name, 'phase': phase, **block}))
+    return make
+
+
+def _of_protocol(protocol: str, _: Any) -> Callable[..., Any]:
+    """BasicSR's metrics are functions of two images."""
+    def make(prefix: str | None = None, collect_device: str = 'cpu', **options: Any) -> Any:
+        return METRICS.get('ProtocolMetric')(protocol, options, prefix, collect_device)
+    return make
+
+
+MODELS = Mirror('model', root.MODELS, ('ARCH', 'LOSS'))
+TASK_UTILS = Mirror('task util', root.TASK_UTILS, ('BRIDGE', 'SAMPLER'))
+DATASETS = Mirror('dataset', root.DATASETS, ('DATASET',), _of_block)
+METRICS = Mirror('metric', root.METRICS, ('METRIC',), _of_protocol)
+HOOKS = Mirror('hook', root.HOOKS)
+OPTIM_WRAPPERS = Mirror('optim_wrapper', root.OPTIM_WRAPPERS)
+STRATEGIES = Mirror('strategy', root.STRATEGIES)
