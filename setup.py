@@ -6,11 +6,13 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').read_text(encoding='utf-8')).group(1)
-BASICSR = ['basicsr>=1.4.2']
+BASICSR = ['basicsr>=1.4.2; python_version < "3.13"']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
 SAFETENSORS = ['safetensors>=0.4']
-TEST = ['pytest>=7', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS]
+MMENGINE = ['mmengine>=0.10.3,<0.11']
+ONNX = ['onnx>=1.16', 'onnxscript>=0.3', 'onnxruntime>=1.18']
+TEST = ['pytest>=7', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS, *MMENGINE, *ONNX]
 
 setup(
     name='rdbm_plugin',
@@ -22,9 +24,10 @@ setup(
     packages=find_packages(include=['rdbm_plugin', 'rdbm_plugin.*']),
     package_data={'rdbm_plugin': ['py.typed', 'weights/*', 'compare/*.html', 'fork_options/*.yml']},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=9.1',
-                      'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=5.1', 'tqdm>=4'],
+    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=10.1',
+                      'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=6.0', 'tqdm>=4.60'],
     extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'safetensors': SAFETENSORS,
+                    'mmengine': MMENGINE, 'onnx': ONNX,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],

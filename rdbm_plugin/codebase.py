@@ -32,7 +32,8 @@ _MODULES = {
     SCANS: {'basicsr/models/rdbm_model.py': 'from rdbm_plugin.models.fork_model import RDBMModel  # noqa: F401',
             'basicsr/models/archs/rdbm_arch.py':
                 'from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet  # noqa: F401\n'
-                '    from rdbm_plugin.archs.bridge_backbone_arch import BridgeBackbone  # noqa: F401',
+                '    from rdbm_plugin.archs.bridge_backbone_arch import BridgeBackbone  # noqa: F401\n'
+                '    from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet  # noqa: F401',
             'basicsr/data/rdbm_dataset.py':
                 'from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset  # noqa: F401\n'
                 '    from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset  # noqa: F401'},

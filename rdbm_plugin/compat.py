@@ -334,16 +334,22 @@ def distribute_on_cpus() -> None:
             return
         if torch.cuda.is_available():
             start(launcher, backend, **kwargs)
-            return
-        if launcher == 'slurm':
-            hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True,
-                                   capture_output=True, text=True).stdout
-            os.environ.update(RANK=os.environ['SLURM_PROCID'], WORLD_SIZE=os.environ['SLURM_NTASKS'],
-                              MASTER_ADDR=hosts.split()[0])
-            os.environ.setdefault('MASTER_PORT', str(kwargs.get('port') or 29500))
-        torch.distributed.init_process_group('gloo')
+        else:
+            start_gloo(launcher, kwargs.get('port') or 29500)
 
     options.init_dist = init_dist
+
+
+def start_gloo(launcher: str, port: object = 29500) -> None:
+    """Join the process group of torchrun or, with launcher 'slurm', of Slurm's tasks, on CPUs."""
+    import torch
+    if launcher == 'slurm':
+        hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True,
+                               capture_output=True, text=True).stdout
+        os.environ.update(RANK=os.environ['SLURM_PROCID'], WORLD_SIZE=os.environ['SLURM_NTASKS'],
+                          LOCAL_RANK=os.environ.get('SLURM_LOCALID', '0'), MASTER_ADDR=hosts.split()[0])
+        os.environ.setdefault('MASTER_PORT', str(port))
+    torch.distributed.init_process_group('gloo')
 
 
 def new_log() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rdbm_plugin.bridge import ResidualBridge
+from rdbm_plugin.draws import Draws
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
-from rdbm_plugin.models.draws import Draws
 from rdbm_plugin.options import check_number
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -1,10 +1,13 @@
-"""Turns weights of a training into another layout: BasicSR's .pth, a plain .pth, or safetensors.
+"""Turns weights of a training into another layout: BasicSR's .pth, a plain .pth, mmengine's .pth, or safetensors.
 
     python scripts/convert_weights.py experiments/NAME/models/net_g_latest.pth rdbm.safetensors
     python scripts/convert_weights.py rdbm.safetensors net_g.pth
     python scripts/convert_weights.py net_g.pth network.pth --plain
+    python scripts/convert_weights.py work_dirs/NAME/iter_3000.pth net_g.pth      # of mmengine
+    python scripts/convert_weights.py net_g.pth start.pth --mmengine              # for load_from in a config
 
-Reads all that the plugin reads as weights, also the files of IR-SDE and GOUB. The suffix of OUT decides what it writes.
+Reads all that the plugin reads as weights, also checkpoints of mmengine and the files of IR-SDE and GOUB. The suffix of
+OUT decides what it writes.
 """
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from rdbm_plugin.models.checkpoint import read_parameters, write_safetensors
+from rdbm_plugin.models.mmengine_layout import from_basicsr
 from rdbm_plugin.models.saving import save_whole
 from rdbm_plugin.options import OptionError
 
-LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters}
+LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters,
+           'mmengine': lambda parameters: from_basicsr({'params': parameters})}
 """What a .pth holds."""
 
 
@@ -26,8 +31,12 @@ def main() -> None:
     parser.add_argument('source', help='.pth or .safetensors')
     parser.add_argument('out', type=Path, help='.pth or .safetensors; must not exist')
     parser.add_argument('--param_key', default='params_ema', help='weights to take: params_ema (default) or params')
-    parser.add_argument('--plain', dest='layout', action='store_const', const='plain', default='basicsr',
+    layout = parser.add_mutually_exclusive_group()
+    layout.add_argument('--plain', dest='layout', action='store_const', const='plain',
                         help='write a .pth without the key params around the weights')
+    layout.add_argument('--mmengine', dest='layout', action='store_const', const='mmengine',
+                        help='write a .pth that mmengine loads into BridgeRestorer')
+    parser.set_defaults(layout='basicsr')
     args = parser.parse_args()
     if args.out.exists():
         raise OptionError(f'{args.out}: exists already; choose another name.')

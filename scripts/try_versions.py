@@ -38,7 +38,7 @@ class Row(NamedTuple):
     pins: tuple[str, ...] = ()
 
 
-LOWEST = ('numpy==1.23.5', 'opencv-python==4.5.5.64', 'pillow==9.1.0', 'tifffile==2021.8.30', 'lmdb==1.4.1',
+LOWEST = ('numpy==1.23.5', 'opencv-python==4.5.5.64', 'pillow==10.1.0', 'tifffile==2021.8.30', 'lmdb==1.4.1',
           'pyyaml==6.0.1', 'tqdm==4.60.0', 'matplotlib==3.6.0', 'safetensors==0.4.0', 'pytest==7.0.0')
 ROWS = (
     Row('lowest', '3.10', ('2.1.0', '0.16.0'), LOWEST),

@@ -19,7 +19,8 @@ from rdbm_plugin.bridge import FlowMatching
 from rdbm_plugin.mmengine.__main__ import main
 from rdbm_plugin.mmengine.launch import build_runner, read_config
 from rdbm_plugin.mmengine.training import Bf16OptimWrapper
-from rdbm_plugin.mmengine.weights import from_basicsr, to_basicsr
+from rdbm_plugin.models.checkpoint import read_parameters
+from rdbm_plugin.models.mmengine_layout import from_basicsr, to_basicsr
 
 QUICKSTART = ROOT / 'options/mmengine/rdbm_quickstart.py'
 TINY = '''
@@ -174,14 +175,17 @@ def test_weights_go_to_basicsr_and_back(whole, tmp_path):
     made, folder, _ = whole
     checkpoint = load(folder / 'iter_4.pth')
     converted = to_basicsr(checkpoint)
-    torch.save(converted, tmp_path / 'net.pth')
+    command(ROOT / 'scripts/convert_weights.py', folder / 'iter_4.pth', 'average.pth', cwd=tmp_path)
+    command(ROOT / 'scripts/convert_weights.py', 'average.pth', 'start.pth', '--mmengine', cwd=tmp_path)
+    assert largest_gap(read_parameters(tmp_path / 'average.pth'), converted['params_ema']) == 0
+    assert largest_gap(load(tmp_path / 'start.pth')['state_dict'], checkpoint['state_dict']) == 0
     restorer = MODELS.build(made.cfg.model)
     photos = torch.rand(1, 3, 40, 48)
     for key, state in (('params_ema', checkpoint['state_dict']),
                        ('params', {key[7:]: value for key, value in checkpoint['ema_state_dict'].items()
                                    if key.startswith('module.')})):
         restorer.load_state_dict(state)
-        found = Restorer(tmp_path / 'net.pth', ROOT / 'options/train_rdbm_quickstart.yml', param_key=key, steps=2,
+        found = Restorer(folder / 'iter_4.pth', ROOT / 'options/train_rdbm_quickstart.yml', param_key=key, steps=2,
                          device='cpu')(photos)
         assert largest_gap(found, restorer.eval()(photos).clamp(0, 1)) < 1e-6
     back = from_basicsr(converted)
@@ -226,7 +230,7 @@ def test_bridge_network_loss_and_sampler_need_no_basicsr(tmp_path):
 
 def test_nothing_else_needs_mmengine(tmp_path):
     code = ("import runpy, sys; sys.modules['mmengine'] = None; import rdbm_plugin.registration; "
-            "import rdbm_plugin.mmengine.weights; assert 'rdbm_plugin.registry' not in sys.modules; "
+            "import rdbm_plugin.models.mmengine_layout; assert 'rdbm_plugin.registry' not in sys.modules; "
             "runpy.run_module('rdbm_plugin.mmengine', run_name='__main__')")
     process = command('-c', code, cwd=tmp_path, check=False)
     assert process.returncode == 2

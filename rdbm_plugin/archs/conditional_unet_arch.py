@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdbm_plugin.archs.rdbm_unet_arch import _pad_to_multiple
+from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple
 from rdbm_plugin.options import check_int
 
 HEADS, HEAD_CHANNELS = 4, 32
@@ -109,7 +109,7 @@ class ConditionalUNet(nn.Module):
         height, width = mu.shape[-2:]
         if self.unit_range:
             x_t, mu = (x_t + 1) / 2, (mu + 1) / 2
-        first = h = self.init_conv(_pad_to_multiple(torch.cat([x_t - mu, mu], dim=1), self.stride))
+        first = h = self.init_conv(pad_to_multiple(torch.cat([x_t - mu, mu], dim=1), self.stride))
         time, skips = self.time_mlp(_sinusoids(t, self.nf).to(x_t.dtype)), []
         for block1, block2, attention, down in self.downs:
             skips.append(block1(h, time))

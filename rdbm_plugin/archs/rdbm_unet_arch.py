@@ -79,7 +79,7 @@ class Context(nn.Module):
         std = std.clamp(min=DARKEST)
         near, far = [], []
         for strip in strips:
-            fine = self.near(_pad_to_multiple(standardise(torch.cat(strip, dim=1), mean[:, 0], std[:, 0]), 8))
+            fine = self.near(pad_to_multiple(standardise(torch.cat(strip, dim=1), mean[:, 0], std[:, 0]), 8))
             coarse = self.far(fine)
             near.append(_windows(fine, WINDOW // 4))
             far.append(_windows(coarse, WINDOW // 8))
@@ -171,7 +171,7 @@ class RDBMUNet(nn.Module):
         time = F.silu(self.time_in(sinusoids(t, self.time_channels).to(x_t.dtype)) + told.to(x_t.dtype))
         time = F.silu(self.time_out(time))
         both = standardise(torch.cat([x_t, mu], dim=1), mean[:, 0], std[:, 0])
-        h = self.head(_pad_to_multiple(both, self.stride))
+        h = self.head(pad_to_multiple(both, self.stride))
         skips = []
         for blocks, down in zip(self.encoder, self.down):
             for block in blocks:
@@ -228,7 +228,7 @@ def sinusoids(t: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Extend the right and lower edge by reflection, or by repetition where the image is too small for that."""
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple

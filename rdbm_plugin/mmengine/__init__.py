@@ -1,1 +1,1 @@
-"""RDBM under mmengine's Runner. Only :mod:`rdbm_plugin.mmengine.weights` works without mmengine."""
+"""RDBM under mmengine's Runner. Needs mmengine."""

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
@@ -89,13 +88,7 @@ def start_ranks(launcher: str) -> None:
         raise OptionError(f'--launcher {launcher}: {key} is not set; start this command by {command}.')
     if key is None or torch.cuda.is_available():
         return
-    if launcher == 'slurm':
-        hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True,
-                               capture_output=True, text=True).stdout
-        os.environ.update(RANK=os.environ['SLURM_PROCID'], WORLD_SIZE=os.environ['SLURM_NTASKS'],
-                          LOCAL_RANK=os.environ.get('SLURM_LOCALID', '0'), MASTER_ADDR=hosts.split()[0])
-        os.environ.setdefault('MASTER_PORT', '29500')
-    torch.distributed.init_process_group('gloo')
+    compat.start_gloo(launcher)
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:

@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor
 
-from rdbm_plugin.models.draws import Draws
+from rdbm_plugin.draws import Draws
 from rdbm_plugin.objective import Objective
 from rdbm_plugin.options import OptionError, check_number
 from rdbm_plugin.registry import MODELS, TASK_UTILS

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from rdbm_plugin import report
 from rdbm_plugin.data.task_mixture import MixedDataset, count_batches
-from rdbm_plugin.models.draws import seed_step
+from rdbm_plugin.draws import seed_step
 from rdbm_plugin.options import OptionError
 from rdbm_plugin.registry import HOOKS, OPTIM_WRAPPERS, STRATEGIES
 

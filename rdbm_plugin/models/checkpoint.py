@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
+from rdbm_plugin.models.mmengine_layout import is_of_mmengine, to_basicsr
 from rdbm_plugin.options import OptionError
 from rdbm_plugin.whole_file import write_whole
 
@@ -34,8 +35,8 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
 
     Args:
         path: A file as BasicSR writes it, ``{'params': ..., 'params_ema': ...}``, a plain state dict such as the
-            ``*_G.pth`` and ``lastest_EMA.pth`` of IR-SDE and GOUB, the state of ema_pytorch's EMA, or a
-            ``.safetensors`` file.
+            ``*_G.pth`` and ``lastest_EMA.pth`` of IR-SDE and GOUB, the state of ema_pytorch's EMA, a checkpoint of
+            BridgeRestorer under mmengine, or a ``.safetensors`` file.
         param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key. Of
             EMA's two networks ``params`` is the online one, anything else the average.
 
@@ -45,6 +46,8 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     if not Path(path).is_file():
         raise OptionError(f'path: no checkpoint {str(path)!r} (looked in {Path(path).absolute()}).')
     content = _read_safetensors(path) if Path(path).suffix == '.safetensors' else read_safely(path)
+    if is_of_mmengine(content):
+        content = to_basicsr(content)
     for key in (param_key, 'params'):
         if key is not None and isinstance(content, dict) and key in content:
             content = content[key]

@@ -21,8 +21,8 @@ from rdbm_plugin import evaluation, preflight
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
+from rdbm_plugin.draws import Draws, seed_step
 from rdbm_plugin.host import registered
-from rdbm_plugin.models.draws import Draws, seed_step
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
 from rdbm_plugin.objective import Objective, States

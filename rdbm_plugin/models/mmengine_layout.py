@@ -12,6 +12,11 @@ _NETWORK = 'network.'
 """Where BridgeRestorer has the network."""
 
 
+def is_of_mmengine(content: Any) -> bool:
+    """Whether this is what mmengine saves of a BridgeRestorer."""
+    return isinstance(content, Mapping) and bool(_network(content.get('state_dict')))
+
+
 def to_basicsr(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """The network in a checkpoint of BridgeRestorer, in BasicSR's layout.
 
@@ -25,7 +30,7 @@ def to_basicsr(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     Raises:
         OptionError: It is no checkpoint of BridgeRestorer.
     """
-    if not isinstance(checkpoint, Mapping) or not _network(checkpoint.get('state_dict')):
+    if not is_of_mmengine(checkpoint):
         found = sorted(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise OptionError(f'checkpoint: found {found}; expected a checkpoint of BridgeRestorer, as mmengine saves it, '
                           f'whose state_dict has names that begin with {_NETWORK!r}.')
@@ -55,7 +60,8 @@ def from_basicsr(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(state: Mapping[str, Any] | None, prefix: str = _NETWORK) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in (state or {}).items() if key.startswith(prefix)}
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {key.removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
 
 
 def _named(parameters: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
