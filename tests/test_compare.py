@@ -293,3 +293,17 @@ def test_no_text_can_end_the_data_of_a_page(browser, tmp_path):
     assert page.title() == evil and page.locator('h1').inner_text() == evil
     assert page.locator('tbody td').first.inner_text() == evil
     page.close()
+
+
+@pytest.mark.parametrize('name', ['irsde', 'goub'])
+def test_published_checkpoints_run_in_a_comparison(name, folder, tmp_path):
+    """Untrained weights of the layout that IR-SDE and GOUB publish, at a width of 8 instead of 64."""
+    from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
+    state = ConditionalUNet(nf=8, depth=2).state_dict()
+    torch.save(state, tmp_path / 'lastest_EMA.pth')
+    changes = ['network_g:nf=8', 'network_g:depth=2', f'path:pretrain_network_g={tmp_path}/lastest_EMA.pth',
+               'val:sampler:steps=2', 'num_gpu=0']
+    compare(tmp_path, ROOT / f'options/published/{name}.yml', '--sets', folder / 'rdbm.yml', '--names', name,
+            '--no-cost', '--force_yml', *changes, '-o', 'out')
+    score = float(rows(tmp_path)[name, 'average']['psnr'])
+    assert 0 < score < 60 and score != float(rows(tmp_path)[DEGRADED, 'average']['psnr'])
