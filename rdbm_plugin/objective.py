@@ -13,7 +13,7 @@ from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.options import check_number
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The network with gradients, in float32: predict(x_t, mu, t) -> (N, C, H, W), t on the CPU."""
+"""The network with gradients, in float32: predict(x_t, mu, t) -> (N, C, H, W), all on one device."""
 
 
 class States(NamedTuple):
@@ -92,7 +92,7 @@ class Objective:
         with torch.no_grad():
             nothing = torch.zeros_like(mu)
             start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
-            output = predict(self.bridge.centre(mu, last) + start, mu, last)
+            output = predict(self.bridge.centre(mu, last) + start, mu, last.to(mu.device))
             estimate = self.bridge.to_residual(output, start, mu, last)
         estimate = (mu + estimate).clamp(-1, 1) - mu
         z, n = z.clone(), n.clone()
@@ -102,7 +102,8 @@ class Objective:
 
     def output(self, states: States, predict: Predict) -> Tensor:
         """What the network gives for states, (N, C, H, W)."""
-        return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, states.t)
+        t = states.t.to(states.mu.device)
+        return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, t)
 
     def estimate(self, output: Tensor, states: States) -> Tensor:
         """The clean image that an output of the network stands for, in [0, 1] but not clamped; (N, C, H, W)."""

@@ -137,7 +137,7 @@ class BridgeRestorer(BaseModel):
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The network's output in float32, whatever precision it works in; (N, C, H, W)."""
-        return self.network(x_t, mu, t.to(x_t.device)).float()
+        return self.network(x_t, mu, t).float()
 
 
 def _draws(count: int) -> Draws:

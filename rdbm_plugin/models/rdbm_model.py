@@ -216,7 +216,7 @@ class RDBMModel(ValidatingModel):
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
         with working_in(PRECISIONS[self.settings.amp], self.device):
-            return self.net_g(x_t, mu, t.to(self.device)).float()
+            return self.net_g(x_t, mu, t).float()
 
     def losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> OrderedDict[str, Tensor]:
         """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
