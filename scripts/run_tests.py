@@ -1,6 +1,6 @@
-"""Sets up .venv and runs the linter and the tests.
+"""Sets up .venv and runs the linter and the tests: files side by side, then the tests that measure time.
 
-    python3 scripts/run_tests.py [more arguments of pytest]
+    python3 scripts/run_tests.py [arguments of pytest instead]
 """
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ def install_browser() -> None:
 
 
 def main() -> int:
-    """Run both and return the first status that is not 0."""
+    """Run all and return the first status that is not 0."""
     python = str(prepare('test'))
     install_browser()
-    for command in (['ruff', 'check', '.'], ['pytest', *sys.argv[1:]]):
+    processes = str(max(2, min(4, os.cpu_count() or 1)))
+    rounds = [sys.argv[1:]] if sys.argv[1:] else [['-m', 'not alone', '-n', processes, '--dist', 'loadfile'],
+                                                  ['-m', 'alone']]
+    for command in (['ruff', 'check', '.'], *(['pytest', *arguments] for arguments in rounds)):
         status = subprocess.run([python, '-m', *command], cwd=ROOT).returncode
         if status:
             return status

@@ -2,6 +2,7 @@
 import json
 
 import cv2
+import pytest
 from conftest import ROOT, command
 
 FAMILY = sorted((ROOT / 'options/family').glob('*.yml'))
@@ -59,6 +60,7 @@ def test_loading_is_measured(tmp_path):
     assert len(found['worker_mebibytes']) == 3
 
 
+@pytest.mark.alone
 def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
     process = command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer', 'growth',
                       '--rounds', 2, '--largest', 512, cwd=tmp_path)
@@ -71,6 +73,7 @@ def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
     assert cv2.imread(str(tmp_path / 'benchmark.png')).std() > 10 and '(no plot' not in process.stdout
 
 
+@pytest.mark.alone
 def test_our_network_is_faster_than_one_with_attention(tmp_path):
     """Nine to fifteen times as fast was measured for an evaluation of variant T, and three times is promised. The other
     bounds are nearer to what was measured than a busy machine is steady."""
