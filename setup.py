@@ -12,7 +12,8 @@ PLOT = ['matplotlib>=3.6']
 SAFETENSORS = ['safetensors>=0.4']
 MMENGINE = ['mmengine>=0.10.3,<0.11']
 ONNX = ['onnx>=1.16', 'onnxscript>=0.3', 'onnxruntime>=1.18']
-TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS, *MMENGINE, *ONNX]
+TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS,
+        *MMENGINE, *ONNX]
 
 setup(
     name='rdbm_plugin',
