@@ -39,6 +39,7 @@ _MODULES = {
                 '    from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset  # noqa: F401'},
 }
 """Kind -> file -> what it imports. A code base goes on working when the plugin is uninstalled."""
+_PACKAGE = 'basicsr/__init__.py'
 
 
 class Codebase(NamedTuple):
@@ -117,15 +118,22 @@ def look_at(root: str | Path) -> Codebase:
     basicsr = root / 'basicsr'
     if not basicsr.is_dir():
         raise OptionError(f'{root}: no folder basicsr in it; expected the top folder of a BasicSR code base.')
+    try:
+        outdated = [path for path in sorted(basicsr.rglob('*.py')) if path.is_file() and _REMOVED.search(_text(path))]
+        return Codebase(root, _kind(basicsr), (root / _PACKAGE).is_file(), outdated)
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f'{basicsr}: cannot be read: {error}') from None
+
+
+def _kind(basicsr: Path) -> str:
     if (basicsr / 'archs').is_dir() and (basicsr / 'utils/registry.py').is_file():
-        kind = SAFE if _reads_yaml_safely(basicsr / 'utils') else REGISTRIES
-    elif (basicsr / 'models/archs').is_dir() and (basicsr / 'models/base_model.py').is_file():
-        kind = SCANS
-    else:
-        raise OptionError(f'{basicsr}: neither BasicSR with registries (archs/ and utils/registry.py) nor a fork from '
-                          'before (models/archs/ and models/base_model.py); the plugin does not know how to get in.')
-    outdated = [path for path in sorted(basicsr.rglob('*.py')) if _REMOVED.search(_text(path))]
-    return Codebase(root, kind, (basicsr / '__init__.py').is_file(), outdated)
+        return SAFE if _reads_yaml_safely(basicsr / 'utils') else REGISTRIES
+    if (basicsr / 'models/archs').is_dir() and (basicsr / 'models/base_model.py').is_file():
+        return SCANS
+    raise OptionError(f'{basicsr}: neither BasicSR with registries (archs/ and utils/registry.py) nor a fork from '
+                      'before (models/archs/ and models/base_model.py); the plugin does not know how to get in.')
 
 
 def _text(path: Path) -> str:
@@ -147,24 +155,31 @@ def _reads_yaml_safely(utils: Path) -> bool:
 def installation(codebase: Codebase) -> list[Change]:
     """What lets a code base find the plugin; nothing where it is there already, or not needed.
 
+    An option file that is there and was changed since, or is another one, stays as it is.
+
     Raises:
-        OptionError: One of the files exists, and is not one that this function wrote.
+        OptionError: A module of the name is there, and is not one that this function wrote.
     """
     files = {name: _signed(f'"""What rdbm_plugin adds here."""\n{_IMPORT.format(line=line)}')
              for name, line in _MODULES.get(codebase.kind, {}).items()}
     if codebase.kind == SCANS:
-        for option_file in sorted(Path(__file__).with_name('fork_options').glob('*.yml')):
-            files[f'options/{option_file.name}'] = _signed(_text(option_file))
-        if not codebase.package:
-            files['basicsr/__init__.py'] = _signed('# Without this file Python prefers a basicsr installed by pip.\n')
+        files.update({f'options/{file.name}': _signed(_text(file)) for file in _fork_options()})
+    if not codebase.package:
+        files[_PACKAGE] = _signed('# Without this file Python prefers a basicsr installed by pip.\n')
     changes = []
     for name, content in files.items():
         path = codebase.root / name
         if path.exists() and not _is_ours(path):
+            if path.suffix == '.yml':
+                continue
             raise OptionError(f'{path}: exists, and was not written by rdbm doctor or was changed since; move it away.')
         if not path.exists() or _text(path) != content:
             changes.append(Change(path, content))
     return changes
+
+
+def _fork_options() -> list[Path]:
+    return sorted(Path(__file__).with_name('fork_options').glob('*.yml'))
 
 
 def mending(codebase: Codebase) -> list[Change]:
@@ -173,30 +188,35 @@ def mending(codebase: Codebase) -> list[Change]:
 
 
 def undoing(codebase: Codebase) -> list[Change]:
-    """What takes back :func:`installation` and :func:`mending`.
+    """What takes back :func:`installation` and :func:`mending`; option files that were changed since stay.
 
     Raises:
-        OptionError: A file was changed since.
+        OptionError: A module was changed since.
     """
     return [*_removals(codebase), *_restorations(codebase)]
 
 
 def _removals(codebase: Codebase) -> Iterator[Change]:
-    folders = ('basicsr', 'basicsr/models', 'basicsr/models/archs', 'basicsr/data', 'options')
-    for path in sorted(path for folder in folders for path in (codebase.root / folder).glob('*.*')):
-        if path.suffix in ('.py', '.yml') and path.is_file() and _text(path).startswith(_MARK):
-            if not _is_ours(path):
-                raise OptionError(f'{path}: was changed since rdbm doctor wrote it; remove it yourself, or keep it.')
+    modules = [name for files in _MODULES.values() for name in files]
+    for name in (*modules, _PACKAGE, *(f'options/{file.name}' for file in _fork_options())):
+        path = codebase.root / name
+        if not path.is_file() or not _text(path).startswith(_MARK):
+            continue
+        if _is_ours(path):
             yield Change(path, None)
+        elif path.suffix != '.yml':
+            raise OptionError(f'{path}: was changed since rdbm doctor wrote it; move it away.')
 
 
 def _restorations(codebase: Codebase) -> Iterator[Change]:
     for backup in sorted((codebase.root / 'basicsr').rglob(f'*{BACKUP}')):
         path = backup.with_name(backup.name.removesuffix(BACKUP))
-        if _text(path) != _mended(_text(backup)):
-            raise OptionError(f'{path}: was changed since rdbm doctor mended it; compare it with {backup.name} beside '
-                              'it, and remove that.')
-        yield Change(path, _text(backup))
+        # A reinstallation of BasicSR may have removed or replaced it.
+        if path.is_file() and _text(path) != _text(backup):
+            if _text(path) != _mended(_text(backup)):
+                raise OptionError(f'{path}: was changed since rdbm doctor mended it; compare it with {backup.name} '
+                                  'beside it, and remove that.')
+            yield Change(path, _text(backup))
         yield Change(backup, None)
 
 
@@ -209,9 +229,13 @@ def _mended(text: str) -> str:
 
 
 def _signed(text: str) -> str:
-    return f'{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}'
+    return f'{_mark(text)}\n{text}'
 
 
 def _is_ours(path: Path) -> bool:
     head, _, rest = _text(path).partition('\n')
-    return head == f'{_MARK}{hashlib.sha256(rest.encode()).hexdigest()}'
+    return head == _mark(rest)
+
+
+def _mark(text: str) -> str:
+    return _MARK + hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()

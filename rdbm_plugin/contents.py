@@ -1,4 +1,4 @@
-"""The one list of what the plugin registers, by BasicSR's registry; each as module:name. Imports none of it."""
+"""The one list of what the plugin registers, by BasicSR's registry; each as module:name. Needs torch, not BasicSR."""
 from __future__ import annotations
 
 from rdbm_plugin.bridge import BRIDGES

@@ -30,7 +30,8 @@ def has_registries() -> bool:
 
 def need_registries() -> None:
     """Raise OptionError without BasicSR, or in a fork, whose training and test are its own scripts."""
-    if find_spec('basicsr') is None:
+    # Files that were left behind make a package, too.
+    if find_spec('basicsr') is None or find_spec('basicsr.models') is None:
         raise OptionError('BasicSR is not installed: pip install --no-build-isolation basicsr, or put the folder of a '
                           'checkout on PYTHONPATH.')
     if not has_registries():
@@ -74,7 +75,9 @@ def metric_arguments(metric: str, options: Mapping[str, Any], image: Any = None,
     """
     parameters = inspect.signature(registered('METRIC')[metric]).parameters
     any_key = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    arguments = {next(iter(parameters)): image, **{key: value for key, value in options.items() if key != 'type'}}
+    names = (name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD)
+    first = 'img' if 'img' in parameters else next(names, 'img')
+    arguments = {first: image, **{key: value for key, value in options.items() if key != 'type'}}
     if 'better' not in parameters and not any_key:
         arguments.pop('better', None)
     return {**arguments, 'img2': clean} if 'img2' in parameters or (any_key and clean is not None) else arguments

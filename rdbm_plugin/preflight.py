@@ -16,6 +16,7 @@ from rdbm_plugin.metrics.protocols import check_protocol
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.option_keys import check_values, unknown_keys
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_keys, check_number
+from rdbm_plugin.precision import PRECISIONS
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.tiling import SMALLEST
 
@@ -61,7 +62,7 @@ def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSett
     share = train_opt.get('node_t_share')
     share = 1 / timesteps if share is None else check_number('train: node_t_share', share, 0, 1)
     own = check_number('train: own_start_share', train_opt.get('own_start_share') or 0, 0, 1)
-    amp = check_choice('train: amp', train_opt.get('amp') or 'none', ('none', 'bf16', 'fp16'))
+    amp = check_choice('train: amp', train_opt.get('amp') or 'none', PRECISIONS)
     if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
         raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
     clip = train_opt.get('grad_clip')

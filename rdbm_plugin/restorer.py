@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import BRIDGES, build_bridge
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
@@ -33,6 +34,8 @@ Picture = TypeVar('Picture', NDArray[Any], Tensor)
 WEIGHTS = Path(__file__).parent / 'weights'
 SHIPPED = WEIGHTS / 'rdbm_t.pth'
 """The weights that come with the package; their option file has the same name."""
+NETWORKS = {'RDBMUNet': RDBMUNet, 'ConditionalUNet': ConditionalUNet}
+"""Those that need no BasicSR."""
 DTYPES = {'float32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -73,7 +76,7 @@ class Restorer:
         block.update({key: value for key, value in (('steps', steps), ('solver', solver)) if value is not None})
         self.sampler = build_sampler(block, self.bridge, _registered('SAMPLER', SAMPLERS, block))
         network = build('network_g', options.get('network_g'),
-                        _registered('ARCH', {'RDBMUNet': RDBMUNet}, options.get('network_g')))
+                        _registered('ARCH', NETWORKS, options.get('network_g')))
         parameters = read_parameters(self.checkpoint, param_key)
         check_fits(self.checkpoint, parameters, network)
         network.load_state_dict(parameters)
@@ -184,7 +187,7 @@ def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[s
         compat.provide_functional_tensor()
         import rdbm_plugin.registration  # noqa: F401
         from rdbm_plugin.host import registered
-    except ImportError:
+    except (ImportError, OptionError):
         return ours
     return registered(registry)
 

@@ -11,6 +11,13 @@ from rdbm_plugin.registration import __version__
 
 TAG = 'tag:yaml.org,2002:python/name:rdbm_plugin.registration.__version__'
 
-for _name in ('SafeLoader', 'CSafeLoader', 'FullLoader', 'CFullLoader'):
-    if hasattr(yaml, _name):
-        getattr(yaml, _name).add_constructor(TAG, lambda loader, node: __version__)
+
+def _let_in(loader: type) -> None:
+    if 'yaml_constructors' in vars(loader):
+        loader.add_constructor(TAG, lambda reader, node: __version__)
+    # PyYAML gives a loader that was derived and changed a table of its own.
+    for derived in loader.__subclasses__():
+        _let_in(derived)
+
+
+_let_in(yaml.constructor.SafeConstructor)

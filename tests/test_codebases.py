@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import TINY, basicsr_into, command, doctor, forced, short
+from conftest import ROOT, TINY, basicsr_into, command, doctor, forced, short
 from fork import make_fork
 
-from rdbm_plugin.codebase import REGISTRIES, SAFE, SCANS, installation, look_at, mending, undoing
+from rdbm_plugin import host
+from rdbm_plugin.codebase import REGISTRIES, SAFE, SCANS, Codebase, installation, look_at, mending, undoing
+from rdbm_plugin.contents import REGISTERED
 from rdbm_plugin.options import OptionError
 
 
@@ -47,7 +49,11 @@ def test_safe_yaml_loader_is_told_and_trains_after_installing(safe):
 
 
 def test_only_our_tag_is_let_in(safe):
-    program = ('import rdbm_plugin.safe_yaml, yaml\n'
+    program = ('import yaml\n'
+               'class Own(yaml.SafeLoader): pass\n'
+               'Own.add_constructor("!x", lambda loader, node: 1)\n'
+               'import rdbm_plugin.safe_yaml\n'
+               'assert yaml.load("!!python/name:rdbm_plugin.registration.__version__", Own) == "0.1.0"\n'
                'assert yaml.safe_load("p: !!python/name:rdbm_plugin.registration.__version__")["p"] == "0.1.0"\n'
                'yaml.safe_load("p: !!python/name:os.system")\n')
     process = command('-c', program, cwd=safe, env={'PYTHONPATH': str(safe)}, check=False)
@@ -143,7 +149,6 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     assert 'a fork from before BasicSR had registries' in doctor('--install-into', fork, '--dry-run')
     assert contents(fork) == before
     doctor('--install-into', fork)
-    installed = contents(fork)
     shrink(fork)
     environment = {'PYTHONPATH': str(fork)}
     printed = command('basicsr/train.py', '-opt', 'options/train_rdbm_universal.yml', cwd=fork, env=environment).stdout
@@ -157,20 +162,23 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     assert best.keys() == {'iter', 'psnr', 'ssim'} and best['iter'] == (2 if loop == 'progressive' else 0)
     printed = command('basicsr/test.py', '-opt', 'options/test_rdbm_universal.yml', cwd=fork, env=environment).stdout
     assert (fork / 'results/test_rdbm_universal/table.csv').is_file() and 'average' in printed
-    for name in ('train', 'test'):
-        file = fork / f'options/{name}_rdbm_universal.yml'
-        file.write_bytes(installed[file])
     shutil.rmtree(fork / 'experiments'), shutil.rmtree(fork / 'results')
+    assert 'Nothing is to be changed.' in doctor('--install-into', fork), 'changed option files are the user\'s'
     doctor('--codebase', fork, '--undo')
-    assert contents(fork) == before
+    after = contents(fork)
+    kept = {path.name for path in after.keys() - before.keys()}
+    assert kept == {'train_rdbm_universal.yml', 'test_rdbm_universal.yml'}
+    assert before.items() <= after.items()
 
 
 def test_the_rdbm_command_sends_users_of_forks_to_their_scripts(tmp_path):
     fork = make_fork(tmp_path, 'plain')
     doctor('--install-into', fork)
     environment = {'PYTHONPATH': str(fork)}
-    process = command('-m', 'rdbm_plugin', 'train', '-opt', 'x.yml', cwd=fork, env=environment, check=False)
-    assert process.returncode == 2 and 'use its own scripts' in process.stdout and 'Traceback' not in process.stdout
+    for name, status in (('train', 2), ('doctor', 1)):
+        process = command('-m', 'rdbm_plugin', name, '-opt', 'x.yml', cwd=fork, env=environment, check=False)
+        assert process.returncode == status and 'use its own scripts' in process.stdout
+        assert 'Traceback' not in process.stdout
 
 
 def test_installed_modules_do_no_harm_without_the_plugin(tmp_path):
@@ -187,7 +195,7 @@ def test_installed_modules_do_no_harm_without_the_plugin(tmp_path):
 def test_fix_and_undo_give_back_every_byte(tmp_path):
     folder = basicsr_into(tmp_path)
     file = folder / 'basicsr/data/degradations.py'
-    file.write_bytes(file.read_bytes().replace(b'\n', b'\r\n') + b'# caf\xe9\r\n')
+    file.write_bytes(file.read_bytes().replace(b'\n', b'\r\n').replace(b'import torch\r', b'import torch  # caf\xe9\r'))
     before = contents(folder)
     assert look_at(folder).kind == REGISTRIES and look_at(folder).outdated == [file]
     assert 'functional_tensor' in doctor('--codebase', folder, '--fix', '--dry-run')
@@ -197,6 +205,38 @@ def test_fix_and_undo_give_back_every_byte(tmp_path):
     doctor('--codebase', folder, '--fix')
     doctor('--codebase', folder, '--undo')
     assert contents(folder) == before
+
+
+def test_nothing_is_left_of_a_fix_when_basicsr_was_installed_anew(tmp_path):
+    folder = basicsr_into(tmp_path)
+    file = folder / 'basicsr/data/degradations.py'
+    before = contents(folder)
+    doctor('--codebase', folder, '--fix')
+    file.write_bytes(before[file])
+    doctor('--codebase', folder, '--undo')
+    assert contents(folder) == before
+    doctor('--codebase', folder, '--fix')
+    file.unlink()
+    doctor('--codebase', folder, '--undo')
+    assert contents(folder) == {path: content for path, content in before.items() if path != file}
+
+
+def test_forks_get_all_that_is_registered():
+    installed = ' '.join(change.content for change in installation(Codebase(ROOT, SCANS, True, [])))
+    for entry in (*REGISTERED['ARCH_REGISTRY'], *REGISTERED['DATASET_REGISTRY']):
+        module, name = entry.split(':')
+        assert f'from {module} import {name}' in installed
+
+
+def test_metrics_are_called_as_basicsr_and_as_forks_do(monkeypatch):
+    def of_fork(img1, img2, crop_border): ...
+    def of_any(**given): ...
+    def of_basicsr(img, crop_border, **given): ...
+    monkeypatch.setattr(host, 'registered', lambda kind: {'fork': of_fork, 'any': of_any, 'basicsr': of_basicsr})
+    block = {'type': 'x', 'crop_border': 0, 'better': 'higher'}
+    assert host.metric_arguments('fork', block, 1, 2) == {'img1': 1, 'img2': 2, 'crop_border': 0}
+    for name in ('any', 'basicsr'):
+        assert host.metric_arguments(name, block, 1, 2) == {'img': 1, 'img2': 2, 'crop_border': 0, 'better': 'higher'}
 
 
 def test_what_was_changed_since_is_kept(tmp_path):
@@ -214,6 +254,14 @@ def test_what_was_changed_since_is_kept(tmp_path):
     path.write_text('mine = True\n')
     with pytest.raises(OptionError, match='exists, and was not written by rdbm doctor'):
         installation(look_at(folder))
+
+
+def test_code_that_does_not_parse_is_named(tmp_path):
+    folder = basicsr_into(tmp_path)
+    (folder / 'basicsr/utils/misc.py').write_text('print "two"\n')
+    (folder / 'basicsr/lost.py').symlink_to('nowhere')
+    with pytest.raises(OptionError, match='basicsr: cannot be read: '):
+        look_at(folder)
 
 
 @pytest.mark.parametrize('name', ['', 'basicsr/utils'])

@@ -19,6 +19,7 @@ from rdbm_plugin.options import OptionError
 
 DESCRIPTION = """Check the installation, and with -opt an option file and its data. --fix mends the BasicSR that Python
 imports, or that of --codebase; --install-into lets a code base find the plugin; --undo takes back what both did."""
+OPTIONS = 'options/train_rdbm_universal.yml'
 
 
 def arguments() -> Namespace:
@@ -38,6 +39,10 @@ def arguments() -> Namespace:
     args = parser.parse_args()
     if args.dry_run and not (args.fix or args.install_into or args.undo):
         parser.error('--dry-run goes with --fix, --install-into or --undo')
+    if (args.fix or args.install_into or args.undo) and (args.opt or args.json or args.force_yml):
+        parser.error('-opt, --force_yml and --json go with a report, not with --fix, --install-into or --undo')
+    if args.install_into and args.codebase:
+        parser.error('--install-into names the code base itself, without --codebase')
     return args
 
 
@@ -63,22 +68,26 @@ def treat(args: Namespace) -> None:
     """Change a code base as asked, telling what kind it is and showing every change.
 
     Raises:
-        OptionError: There is none, or a change is not possible; nothing was changed then.
+        OptionError: There is none, or a change is not possible; the message tells if something was changed before.
     """
     found = look_at(args.install_into or args.codebase or _imported())
     changes = (mending if args.fix else undoing if args.undo else installation)(found)
     print(f'{found.root}: {found.describe()}.\n')
+    encoding = sys.stdout.encoding or 'utf-8'
     for change in changes:
-        print(change.show())
-    if not args.dry_run:
-        for change in changes:
+        print(change.show().encode(encoding, 'backslashreplace').decode(encoding))
+    for done, change in enumerate(changes if not args.dry_run else ()):
+        try:
             change.make()
+        except OptionError as error:
+            before = f' {done} of {len(changes)} files were changed before; --undo takes that back.' if done else ''
+            raise OptionError(f'{error}{before}') from None
     print(f'{len(changes)} file(s) {"would be " * args.dry_run}changed.' if changes else 'Nothing is to be changed.')
     for finding in about(found.root):
         if finding.level != 'ok' and not args.dry_run:
             print(f'{finding.level}: {finding.message}')
-    if args.install_into:
-        print(f'To train: cd {found.root}; PYTHONPATH=. python basicsr/train.py -opt options/train_rdbm_universal.yml')
+    if args.install_into and (found.root / OPTIONS).is_file():
+        print(f'To train, in {found.root}: PYTHONPATH=. python basicsr/train.py -opt {OPTIONS}')
 
 
 def _imported() -> Path:
@@ -126,8 +135,13 @@ def _has_functional_tensor() -> bool:
 
 def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
     """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
+    from rdbm_plugin import compat, host
+    try:
+        host.need_registries()
+    except OptionError as error:
+        yield Finding('error', 'file', str(error))
+        return
     import rdbm_plugin.registration  # noqa: F401
-    from rdbm_plugin import compat
     from rdbm_plugin.option_file import read_option_file
     from rdbm_plugin.preflight import checks
     try:

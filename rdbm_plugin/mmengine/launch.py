@@ -45,7 +45,8 @@ def read_config(args: Namespace) -> Config:
     """The config with what the command line changes.
 
     Raises:
-        OptionError: There is no such file, it is no config, or ``--cfg-options`` names a block that it has not.
+        OptionError: There is no such file, it is no config, ``--cfg-options`` names a block that it has not, or
+            ``--amp`` does not go with its optimizer wrapper.
     """
     if not args.config.is_file():
         raise OptionError(f'config: no file {str(args.config)!r} (looked in {args.config.absolute()}).')
@@ -61,6 +62,10 @@ def read_config(args: Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', args.config.stem))
     cfg.launcher, cfg.resume = args.launcher, args.resume or cfg.get('resume', False)
     if args.amp:
+        wrapper = cfg.get('optim_wrapper', {}).get('type')
+        if wrapper != 'OptimWrapper':
+            raise OptionError(f'--amp: optim_wrapper: type: found {wrapper!r}; it replaces OptimWrapper alone. Set the '
+                              'precision in the config.')
         cfg.optim_wrapper.type = 'rdbm_plugin.Bf16OptimWrapper'
     return cfg
 

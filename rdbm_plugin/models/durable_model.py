@@ -48,6 +48,9 @@ class DurableModel(BasicSRModel):
     - ``keep_best``: name of a metric; the network with the best average of it is kept as ``net_g_best.pth``.
     """
 
+    GO_ON = 'Go on with --auto_resume.'
+    """What a user does after a stop."""
+
     def __init__(self, opt: dict[str, Any]) -> None:
         self.across_ranks = validation_group() if opt['dist'] else None
         self.interruption = Interruption(self.across_ranks)
@@ -89,7 +92,7 @@ class DurableModel(BasicSRModel):
             self.save(self.loop.train_sampler.epoch if self.loop else self.epoch, iteration)
         number = self.interruption.signal or 0
         get_root_logger().info(f'Stopped by {Signals(number).name if number else "another rank"} after iteration '
-                               f'{iteration}; saved until {self.saved_iter}. Go on with --auto_resume.')
+                               f'{iteration}; saved until {self.saved_iter}. {self.GO_ON}')
         if self.across_ranks is not None:
             torch.distributed.barrier(self.across_ranks)
             torch.distributed.destroy_process_group()

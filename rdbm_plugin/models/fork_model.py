@@ -15,6 +15,8 @@ class RDBMModel(rdbm_model.RDBMModel):
     which are BasicSR's own here: RGB, scored as 8-bit images.
     """
 
+    GO_ON = 'Started again, most forks go on from the last state.'
+
     def __init__(self, opt: dict[str, Any]) -> None:
         metrics = (opt.get('val') or {}).get('metrics') or {}
         self.best_metric: dict[str, float] = {'iter': 0, **dict.fromkeys(metrics, 0)}
@@ -41,9 +43,11 @@ class RDBMModel(rdbm_model.RDBMModel):
     def save_best(self, best_metric: Mapping[str, float]) -> None:
         """Save the networks as net_g_best.pth; ``best_metric`` has their score and iteration."""
         self.best_metric = dict(best_metric)
-        self.save_networks('best')
+        with self.surviving('The best network'):
+            self.save_networks('best')
 
-    def save(self, epoch: int, current_iter: int, **best: Any) -> None:
+    def save(self, epoch: int, current_iter: int, best_metric: Mapping[str, float] | None = None) -> None:
+        self.best_metric = dict(best_metric or self.best_metric)
         super().save(epoch, current_iter)
 
     def further_state(self) -> dict[str, Any]:
