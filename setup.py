@@ -10,8 +10,8 @@ BASICSR = ['basicsr>=1.4.2; python_version < "3.13"']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
 SAFETENSORS = ['safetensors>=0.4']
-MMENGINE = ['mmengine>=0.10.3,<0.11']
-ONNX = ['onnx>=1.16', 'onnxscript>=0.3', 'onnxruntime>=1.18']
+MMENGINE = ['mmengine>=0.10.7,<0.11']
+ONNX = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.23']
 TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS,
         *MMENGINE, *ONNX]
 
@@ -25,8 +25,8 @@ setup(
     packages=find_packages(include=['rdbm_plugin', 'rdbm_plugin.*']),
     package_data={'rdbm_plugin': ['py.typed', 'weights/*', 'compare/*.html', 'fork_options/*.yml']},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23', 'opencv-python>=4.5', 'pillow>=10.1',
-                      'tifffile>=2021.8', 'lmdb>=1.4', 'pyyaml>=6.0', 'tqdm>=4.60'],
+    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23.5', 'opencv-python>=4.5.5', 'pillow>=10.1',
+                      'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'tqdm>=4.60'],
     extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'safetensors': SAFETENSORS,
                     'mmengine': MMENGINE, 'onnx': ONNX,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},
