@@ -21,22 +21,23 @@ BACKUP = '.rdbm-backup'
 _REMOVED = re.compile(r'^(\s*from torchvision\.transforms\.functional)_tensor( import )', re.MULTILINE)
 _MARK = '# Written by "rdbm doctor --install-into"; "rdbm doctor --undo" removes it. '
 
-_IMPORT = '''try:
-    {line}
+_MODULE = '''"""What rdbm_plugin adds here."""
+try:
+    {lines}
 except ModuleNotFoundError as error:
     if error.name != 'rdbm_plugin':
         raise
 '''
 _MODULES = {
-    SAFE: {'basicsr/models/rdbm_plugin_model.py': 'import rdbm_plugin.safe_yaml  # noqa: F401'},
-    SCANS: {'basicsr/models/rdbm_model.py': 'from rdbm_plugin.models.fork_model import RDBMModel  # noqa: F401',
-            'basicsr/models/archs/rdbm_arch.py':
-                'from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet  # noqa: F401\n'
-                '    from rdbm_plugin.archs.bridge_backbone_arch import BridgeBackbone  # noqa: F401\n'
-                '    from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet  # noqa: F401',
-            'basicsr/data/rdbm_dataset.py':
-                'from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset  # noqa: F401\n'
-                '    from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset  # noqa: F401'},
+    SAFE: {'basicsr/models/rdbm_plugin_model.py': ('import rdbm_plugin.safe_yaml',)},
+    SCANS: {'basicsr/models/rdbm_model.py': ('from rdbm_plugin.models.fork_model import RDBMModel',),
+            'basicsr/models/archs/rdbm_arch.py': (
+                'from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet',
+                'from rdbm_plugin.archs.bridge_backbone_arch import BridgeBackbone',
+                'from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet'),
+            'basicsr/data/rdbm_dataset.py': (
+                'from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset',
+                'from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset')},
 }
 """Kind -> file -> what it imports. A code base goes on working when the plugin is uninstalled."""
 _PACKAGE = 'basicsr/__init__.py'
@@ -160,8 +161,8 @@ def installation(codebase: Codebase) -> list[Change]:
     Raises:
         OptionError: A module of the name is there, and is not one that this function wrote.
     """
-    files = {name: _signed(f'"""What rdbm_plugin adds here."""\n{_IMPORT.format(line=line)}')
-             for name, line in _MODULES.get(codebase.kind, {}).items()}
+    files = {name: _signed(_MODULE.format(lines='\n    '.join(f'{line}  # noqa: F401' for line in lines)))
+             for name, lines in _MODULES.get(codebase.kind, {}).items()}
     if codebase.kind == SCANS:
         files.update({f'options/{file.name}': _signed(_text(file)) for file in _fork_options()})
     if not codebase.package:

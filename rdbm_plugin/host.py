@@ -51,6 +51,15 @@ def registered(name: str) -> dict[str, Any]:
     return {**_scanned(name), **{key: getattr(import_module(module), key) for module, key in ours}}
 
 
+def of_basicsr(name: str) -> dict[str, Any]:
+    """As :func:`registered`, where neither BasicSR nor the plugin need be imported yet; empty without BasicSR."""
+    if find_spec('basicsr') is None:
+        return {}
+    import_module('rdbm_plugin.compat').provide_functional_tensor()
+    import_module('rdbm_plugin.registration')
+    return registered(name)
+
+
 def _scanned(name: str) -> dict[str, Any]:
     if name not in _SCANNED:
         return {}

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from basicsr.models import lr_scheduler
 
-from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.bridge import ResidualBridge, build_bridge
 from rdbm_plugin.host import metric_arguments, registered
 from rdbm_plugin.metrics.protocols import check_protocol
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.objective import Objective
 from rdbm_plugin.option_keys import check_values, unknown_keys
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_keys, check_number
 from rdbm_plugin.precision import PRECISIONS
@@ -22,10 +23,8 @@ from rdbm_plugin.tiling import SMALLEST
 
 
 class TrainingSettings(NamedTuple):
-    """The keys of ``train:`` that RDBMModel adds to BasicSR's; see there."""
+    """What keys of ``train:`` say that RDBMModel adds to BasicSR's; see there."""
 
-    node_t_share: float
-    own_start_share: float
     amp: str
     grad_clip: float
     micro_batches: int
@@ -48,7 +47,7 @@ def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]
     return cls
 
 
-def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSettings:
+def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> TrainingSettings:
     """Check loss, optimizer and our own keys of ``train:``, and return the latter.
 
     Raises:
@@ -59,16 +58,16 @@ def check_training(train_opt: Mapping[str, Any], timesteps: int) -> TrainingSett
         raise OptionError('train: pixel_opt: missing or empty, and so is perceptual_opt; there is no loss.')
     if train_opt.get('pixel_opt'):
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
-    share = train_opt.get('node_t_share')
-    share = 1 / timesteps if share is None else check_number('train: node_t_share', share, 0, 1)
-    own = check_number('train: own_start_share', train_opt.get('own_start_share') or 0, 0, 1)
+    try:
+        Objective(bridge, None, train_opt.get('node_t_share'), train_opt.get('own_start_share'))
+    except OptionError as error:
+        raise OptionError(f'train: {error}') from None
     amp = check_choice('train: amp', train_opt.get('amp') or 'none', PRECISIONS)
     if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
         raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
     clip = train_opt.get('grad_clip')
     clip = math.inf if clip is None else check_number('train: grad_clip', clip, above=0)
-    return TrainingSettings(share, own, amp, clip, train_opt.get('micro_batches') or 1,
-                            train_opt.get('nonfinite_limit') or 10)
+    return TrainingSettings(amp, clip, train_opt.get('micro_batches') or 1, train_opt.get('nonfinite_limit') or 10)
 
 
 SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
@@ -146,7 +145,7 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
         check_int('val: tile', tile, SMALLEST)
     check_int('val: tile_overlap', settings.get('tile_overlap', 0), 0)
     if opt.get('is_train'):
-        check_training(_block(opt, 'train'), bridge.timesteps)
+        check_training(_block(opt, 'train'), bridge)
 
 
 def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:

@@ -9,27 +9,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
-from rdbm_plugin import compat
 from rdbm_plugin.contents import REGISTERED
+from rdbm_plugin.host import of_basicsr
 from rdbm_plugin.options import build
 
 try:
     from mmengine import registry as root
 except ImportError:
     raise ImportError('rdbm_plugin.registry needs mmengine: pip install mmengine') from None
-
-
-def of_basicsr(kind: str) -> dict[str, Any]:
-    """Name -> class or function of a registry of BasicSR, such as ``ARCH``; empty where BasicSR is not installed."""
-    if find_spec('basicsr') is None:
-        return {}
-    compat.provide_functional_tensor()
-    import_module('rdbm_plugin.registration')
-    from rdbm_plugin.host import registered
-    return registered(kind)
 
 
 class Mirror(root.Registry):

@@ -21,6 +21,7 @@ from torch import Tensor
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import BRIDGES, build_bridge
+from rdbm_plugin.host import of_basicsr
 from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_number
@@ -183,13 +184,9 @@ def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[s
     if name is None or name in ours:
         return ours
     try:
-        from rdbm_plugin import compat
-        compat.provide_functional_tensor()
-        import rdbm_plugin.registration  # noqa: F401
-        from rdbm_plugin.host import registered
+        return of_basicsr(registry) or ours
     except (ImportError, OptionError):
         return ours
-    return registered(registry)
 
 
 def _device(name: str) -> torch.device:

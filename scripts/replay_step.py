@@ -38,7 +38,7 @@ def main() -> int:
         tell(name, tensor, dump)
     network = build('network_g', options['network_g'], host.registered('ARCH'))
     network.load_state_dict(dump['params'])
-    amp = preflight.check_training(options['train'], build_bridge(options['bridge']).timesteps).amp
+    amp = preflight.check_training(options['train'], build_bridge(options['bridge'], host.registered('BRIDGE'))).amp
     found = [repeat(network, options, States(**dump['states']), each) for each in dict.fromkeys(('none', amp))]
     return int(any(found))
 

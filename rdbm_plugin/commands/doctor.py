@@ -83,8 +83,8 @@ def treat(args: Namespace) -> None:
             before = f' {done} of {len(changes)} files were changed before; --undo takes that back.' if done else ''
             raise OptionError(f'{error}{before}') from None
     print(f'{len(changes)} file(s) {"would be " * args.dry_run}changed.' if changes else 'Nothing is to be changed.')
-    for finding in about(found.root):
-        if finding.level != 'ok' and not args.dry_run:
+    for finding in about(found.root) if not args.dry_run else ():
+        if finding.level != 'ok':
             print(f'{finding.level}: {finding.message}')
     if args.install_into and (found.root / OPTIONS).is_file():
         print(f'To train, in {found.root}: PYTHONPATH=. python basicsr/train.py -opt {OPTIONS}')

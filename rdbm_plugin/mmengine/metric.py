@@ -6,8 +6,9 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 
+from rdbm_plugin.host import of_basicsr
 from rdbm_plugin.options import OptionError, check_choice
-from rdbm_plugin.registry import METRICS, of_basicsr
+from rdbm_plugin.registry import METRICS
 
 
 @METRICS.register_module()

@@ -74,11 +74,11 @@ class RDBMModel(ValidatingModel):
     # ------------------------------------------------------------------ training
 
     def init_training_settings(self) -> None:
-        self.settings = preflight.check_training(self.opt['train'], self.bridge.timesteps)
+        self.settings = preflight.check_training(self.opt['train'], self.bridge)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.settings.amp == 'fp16' else None
         super().init_training_settings()
-        self.objective = Objective(self.bridge, self.cri_pix, self.settings.node_t_share,
-                                   self.settings.own_start_share)
+        train = self.opt['train']
+        self.objective = Objective(self.bridge, self.cri_pix, train.get('node_t_share'), train.get('own_start_share'))
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
         self.trained = [p for p in self.net_g.parameters() if p.requires_grad]
