@@ -62,7 +62,7 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
         Objective(bridge, None, train_opt.get('node_t_share'), train_opt.get('own_start_share'))
     except OptionError as error:
         raise OptionError(f'train: {error}') from None
-    amp = check_choice('train: amp', train_opt.get('amp') or 'none', PRECISIONS)
+    amp = check_choice('train: amp', train_opt.get('amp') or 'none', (*PRECISIONS, 'auto'))
     if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
         raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
     clip = train_opt.get('grad_clip')

@@ -151,3 +151,11 @@ def test_bad_settings_are_named(build, change, words):
     with pytest.raises(OptionError) as error:
         build(change)
     assert words in str(error.value)
+
+
+def test_auto_takes_bf16_only_where_it_is_fast(monkeypatch):
+    model = build('train:amp=auto')
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert model.dtype == (torch.bfloat16 if fast else torch.float32)
+    monkeypatch.setattr('rdbm_plugin.precision.computes_bf16', lambda device: not fast)
+    assert build('train:amp=auto').dtype != model.dtype

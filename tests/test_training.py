@@ -140,7 +140,7 @@ BAD = {
     'optimizer': ({'train:optim_g:type': 'AdamV'}, ['optim_g: type', "'AdamV'", 'Adam, AdamW']),
     'share': ({'train:node_t_share': 2}, ['node_t_share', 'found 2', '<= 1']),
     'own share': ({'train:own_start_share': -1}, ['own_start_share', 'found -1', '>= 0']),
-    'amp': ({'train:amp': 'fp8'}, ['train: amp', "'fp8'", 'bf16, fp16, none']),
+    'amp': ({'train:amp': 'fp8'}, ['train: amp', "'fp8'", 'auto, bf16, fp16, none']),
     'rate as text': ({'train:optim_g:lr': '1e-4x'}, ['optim_g: lr', "'1e-4x'", '!!float']),
     'scheduler': ({'train:scheduler:type': 'CosineLR'}, ['scheduler: type', "'CosineLR'", 'MultiStepLR']),
     'prefetch': ({'datasets:train:prefetch_mode': 'gpu'}, ['prefetch_mode', "'gpu'", 'cpu, cuda']),

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -26,7 +27,7 @@ from rdbm_plugin.host import registered
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
 from rdbm_plugin.objective import Objective, States
-from rdbm_plugin.precision import PRECISIONS, working_in
+from rdbm_plugin.precision import computes_bf16, precision, working_in
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.tiling import OVERLAP, tile_for, tiled
 
@@ -42,7 +43,8 @@ class RDBMModel(ValidatingModel):
       1 to T-1. Default 1/T (uniform over all).
     - ``own_start_share``: share of the samples at nodes below T whose state is made from the network's own estimate
       at node T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
-    - ``amp``: ``none``, ``bf16`` or ``fp16``: precision of the network in training; validation is always float32.
+    - ``amp``: ``none``, ``bf16``, ``fp16`` or ``auto`` (bf16 where the device computes in it, else none): precision of
+      the network in training; validation is always float32.
     - ``grad_clip``: largest norm of the gradient. Default: no limit.
     - ``micro_batches``: each batch is worked on in so many parts whose gradients add up. Default 1.
     - ``nonfinite_limit``: so many steps in a row whose loss or gradient is not finite end the training. Default 10.
@@ -75,6 +77,10 @@ class RDBMModel(ValidatingModel):
 
     def init_training_settings(self) -> None:
         self.settings = preflight.check_training(self.opt['train'], self.bridge)
+        self.dtype = precision(self.settings.amp, self.device)
+        if self.dtype == torch.bfloat16 and not computes_bf16(self.device):
+            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will be '
+                                      'many times slower than with "amp: auto".')
         self.scaler = torch.amp.GradScaler(self.device.type) if self.settings.amp == 'fp16' else None
         super().init_training_settings()
         train = self.opt['train']
@@ -215,7 +221,7 @@ class RDBMModel(ValidatingModel):
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
-        with working_in(PRECISIONS[self.settings.amp], self.device):
+        with working_in(self.dtype, self.device):
             return self.net_g(x_t, mu, t).float()
 
     def losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> OrderedDict[str, Tensor]:
