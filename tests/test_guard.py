@@ -153,7 +153,7 @@ def test_bad_settings_are_named(build, change, words):
     assert words in str(error.value)
 
 
-def test_auto_takes_bf16_only_where_it_is_fast(monkeypatch):
+def test_auto_takes_bf16_only_where_it_is_fast(build, monkeypatch):
     model = build('train:amp=auto')
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert model.dtype == (torch.bfloat16 if fast else torch.float32)
