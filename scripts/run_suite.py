@@ -7,6 +7,10 @@ in ``rdbm compare``. Interrupted, it goes on where it stopped. A training that f
 
 ``--minutes M`` gives each the same wall time instead of the same iterations: a short run measures how long one
 iteration takes, and the length of the schedule follows from that.
+
+    python scripts/run_suite.py ablations [--scale gpu] [--help]
+
+trains and measures the rows of ``options/ablations/suite.yml`` instead, side by side on the cores there are.
 """
 from __future__ import annotations
 
@@ -99,6 +103,9 @@ def train(file: str, args: Namespace, bar: tqdm) -> str | None:
 
 def main() -> int:
     """Train, compare, and return 1 if anything failed, else 0."""
+    if sys.argv[1:2] == ['ablations']:
+        import ablations
+        return ablations.main(sys.argv[2:])
     args = arguments()
     faults = {}
     with tqdm(args.files, unit='training') as bar:

@@ -118,8 +118,8 @@ class RDBMUNet(nn.Module):
     Attention, depthwise and normalisation layers are left out: the former are slow on CPUs, the latter would need the
     statistics of the whole image in every layer. What the whole image is like (how dark, how hazy) is found once, by
     :meth:`context`, and told to all blocks like the time; everything else sees a bounded window. So a large image can
-    be worked on tile by tile. The output is ``gain * mu + offset`` for each pixel, as haze and exposure are affine in
-    the image.
+    be worked on tile by tile. The output is ``trust * (x_t - mu) + gain * mu + offset`` for each pixel: haze and exposure
+    are affine in the image, and what the state already holds of the residual need not pass through the network.
 
     Args:
         variant: ``T``, ``S``, ``B`` or ``L``.
@@ -149,7 +149,7 @@ class RDBMUNet(nn.Module):
             self.up.append(_up(coarse, fine, finest=not self.up))
             self.decoder.append(self._blocks(fine, count))
         self.bottom = self._blocks(channels[-1], blocks[-1])
-        self.tail = zero(nn.Conv2d(channels[0], 2 * num_in_ch, 3, padding=1))
+        self.tail = zero(nn.Conv2d(channels[0], 3 * num_in_ch, 3, padding=1))
 
     def _blocks(self, channels: int, count: int) -> nn.ModuleList:
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
@@ -184,8 +184,8 @@ class RDBMUNet(nn.Module):
             h = up(h) + skip
             for block in blocks:
                 h = block(h, time)
-        gain, offset = self.tail(h)[..., :height, :width].chunk(2, dim=1)
-        return gain * mu + offset
+        trust, gain, offset = self.tail(h)[..., :height, :width].chunk(3, dim=1)
+        return trust * (x_t - mu) + gain * mu + offset
 
 
 def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where clean images come from: folders, LMDBs, the photos that scikit-image ships, or dead leaves."""
+"""Where clean images come from: folders, LMDBs, photos that packages ship, or dead leaves."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,6 +21,14 @@ EMBEDDED = {
 Its colour images of other kinds (retina, stained tissue, deep sky) are left out: training on them too costs about
 1 dB on the held-out photos.
 """
+
+
+PACKAGED = {
+    'scikit-learn': ('sklearn.datasets.images', ('china.jpg', 'flower.jpg')),
+    'matplotlib': ('matplotlib', ('mpl-data/sample_data/grace_hopper.jpg',)),
+}
+"""More photos that common packages ship: name of the package, where they lie in it, and what they are called. For
+training alone."""
 
 
 class CleanSource(Protocol):
@@ -153,8 +161,9 @@ def open_clean(root: str, phase: str) -> CleanSource:
     """The clean images that ``dataroot_gt`` names.
 
     Args:
-        root: A folder (sub-folders included), an LMDB, ``embedded``, ``dead_leaves:COUNT``, or several joined by
-            `` + ``: ``embedded + dead_leaves:8`` (BasicSR allows no list here).
+        root: A folder (sub-folders included), an LMDB, ``embedded``, the photos of ``scikit-learn`` (2) or
+            ``matplotlib`` (1), ``dead_leaves:COUNT``, or several joined by `` + ``: ``embedded + dead_leaves:8``
+            (BasicSR allows no list here).
         phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves, and has no
             effect on a folder.
 
@@ -168,12 +177,9 @@ def open_clean(root: str, phase: str) -> CleanSource:
     if ' + ' in root:
         return Several([open_clean(each.strip(), phase) for each in root.split(' + ')])
     if root == 'embedded':
-        try:
-            folder = files('skimage.data')
-        except ModuleNotFoundError:
-            raise OptionError("dataroot_gt: 'embedded' needs scikit-image, which is not installed; "
-                              'run: pip install scikit-image') from None
-        return ImageSource(str(folder), key='dataroot_gt', names=EMBEDDED[part])
+        return _packaged(root, 'scikit-image', 'skimage.data', EMBEDDED[part])
+    if root in PACKAGED:
+        return _packaged(root, root, *PACKAGED[root])
     name, _, count = root.partition(':')
     if name == 'dead_leaves':
         return DeadLeaves(int(count) if count.isdigit() else count, seed=('train', 'val').index(part))
@@ -182,3 +188,12 @@ def open_clean(root: str, phase: str) -> CleanSource:
     except OptionError as error:
         raise OptionError(f"{error} dataroot_gt is a folder or LMDB of clean images, 'embedded' for the photos that "
                           "come with scikit-image, or 'dead_leaves:COUNT'.") from None
+
+
+def _packaged(root: str, package: str, module: str, names: Sequence[str]) -> ImageSource:
+    try:
+        folder = files(module)
+    except ModuleNotFoundError:
+        raise OptionError(f'dataroot_gt: {root!r} needs {package}, which is not installed; run: pip install {package}'
+                          ) from None
+    return ImageSource(str(folder), key='dataroot_gt', names=names)

@@ -185,7 +185,23 @@ class Blur:
         return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
 
 
+@dataclass(frozen=True)
+class Intact:
+    """No damage: what a network needs to see to leave good photos as they are."""
+
+    @classmethod
+    def draw(cls, rng: Generator) -> Intact:
+        """Nothing is drawn."""
+        return cls()
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """The image itself."""
+        return image
+
+
 TASKS: dict[str, Any] = {'derain': Rain, 'lowlight': LowLight, 'desnow': Snow, 'dehaze': Haze, 'deblur': Blur}
+"""The five restoration tasks."""
+DEGRADATIONS: dict[str, Any] = {**TASKS, 'intact': Intact}
 MARGIN = 12
 """Pixels around a crop that reach into it: half the largest kernel, rounded up."""
 
@@ -196,7 +212,7 @@ def draw(task: str, rng: Generator) -> list[Any]:
     Raises:
         OptionError: ``task`` names an unknown degradation.
     """
-    return [TASKS[check_choice('tasks', name, TASKS)].draw(rng) for name in task.split('+')]
+    return [DEGRADATIONS[check_choice('tasks', name, DEGRADATIONS)].draw(rng) for name in task.split('+')]
 
 
 def degrade(image: Image, parameters: Sequence[Any], rng: Generator) -> Image:

@@ -10,7 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
-from rdbm_plugin.data.degradations import MARGIN, TASKS, degrade, draw
+from rdbm_plugin.data.degradations import DEGRADATIONS, MARGIN, TASKS, degrade, draw
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.task_mixture import MixedDataset
@@ -32,7 +32,8 @@ class SyntheticUniversalDataset(MixedDataset):
 
             - ``dataroot_gt``: clean images, see :func:`rdbm_plugin.data.clean_sources.open_clean`.
             - ``tasks``: some of derain, lowlight, desnow, dehaze, deblur, also chained from left to right as in
-              ``dehaze+derain``; named twice, it is drawn twice as often; default all five once.
+              ``dehaze+derain``, and ``intact`` (no damage at all); named twice, it is drawn twice as often; default the
+              five once.
             - ``gt_size``: crop size in pixels; required in training.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
             - ``min_scale``: in training a crop comes from a region up to 1/min_scale times larger, shrunk; default 1.
@@ -47,7 +48,7 @@ class SyntheticUniversalDataset(MixedDataset):
                      use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, seed: int = 0,
                      max_bad_share: float = 0.01) -> None:
         if isinstance(tasks, str) or not tasks:
-            raise OptionError(f'tasks: found {tasks!r}; expected a list of some of {", ".join(TASKS)}.')
+            raise OptionError(f'tasks: found {tasks!r}; expected a list of some of {", ".join(DEGRADATIONS)}.')
         self.tasks = [str(task) for task in tasks]
         for task in self.tasks:
             draw(task, np.random.default_rng(0))

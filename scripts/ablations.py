@@ -1,0 +1,330 @@
+"""The rows of options/ablations/suite.yml: trained, measured on held-out photos, and laid out as tables and plots.
+
+Called by ``python scripts/run_suite.py ablations``; see there.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rdbm_plugin import compat
+from rdbm_plugin.option_file import make_change, parse, read_option_file
+from rdbm_plugin.options import OptionError, build, check_choice
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITE = ROOT / 'options/ablations/suite.yml'
+INTACT = 2.5 / 255
+"""A pixel is intact where no channel of the degraded image is off by more than two of 255 levels."""
+CLEAN = 'clean photo'
+"""What the scores of restoring an undamaged photo are called."""
+
+
+def arguments(words: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(prog='run_suite.py ablations', description=__doc__.split('\n')[0])
+    parser.add_argument('--suite', type=Path, default=SUITE, help='file with the rows')
+    parser.add_argument('--scale', default='cpu', help='block of scales: in that file, such as cpu or gpu')
+    parser.add_argument('--rows', nargs='+', help='only these rows or groups (default: all)')
+    parser.add_argument('--seeds', nargs='+', type=int, help='instead of those of the scale')
+    parser.add_argument('--jobs', type=int, help='trainings side by side (default: one for each core, or one on GPUs)')
+    parser.add_argument('-o', '--out', type=Path, default=Path('ablations'), help='folder of tables, plots and logs')
+    parser.add_argument('--force_yml', nargs='+', default=[], help='changes to every training')
+    parser.add_argument('--report', action='store_true', help='train and measure nothing, only write the tables again')
+    return parser.parse_args(words)
+
+
+@dataclass
+class Row:
+    """One training: an option file with changes, and a seed."""
+
+    name: str
+    group: str
+    seed: int
+    file: Path
+    changes: list[str]
+    samplers: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Of its experiment."""
+        return Path('experiments', self.experiment)
+
+    @cached_property
+    def experiment(self) -> str:
+        """Name of its experiment."""
+        return next(each.partition('=')[2] for each in reversed(self.changes) if each.startswith('name='))
+
+    @property
+    def weights(self) -> Path:
+        """What the training ends with."""
+        return self.folder / 'models/net_g_latest.pth'
+
+    @property
+    def scores(self) -> Path:
+        """What measuring ends with."""
+        return self.folder / 'ablation.json'
+
+    def options(self) -> dict[str, Any]:
+        """With changes made."""
+        return read_option_file(self.file, self.changes)
+
+
+@dataclass
+class Suite:
+    """What suite.yml says for one scale."""
+
+    content: dict[str, Any]
+    path: Path
+    scale: str
+
+    @classmethod
+    def read(cls, path: Path, scale: str) -> Suite:
+        """Raises OptionError, naming what is wrong."""
+        if not path.is_file():
+            raise OptionError(f'--suite: no file {str(path)!r}.')
+        content = parse(path.read_bytes())
+        check_choice('--scale', scale, content['scales'])
+        return cls(content, path, scale)
+
+    def rows(self, chosen: Sequence[str] | None, seeds: Sequence[int] | None, forced: Sequence[str]) -> list[Row]:
+        """All trainings, the main rows first; raises OptionError if one that was chosen does not exist."""
+        scale = self.content['scales'][self.scale]
+        groups = self.content['rows']
+        names = {name for group in groups.values() for name in group} | set(groups)
+        for each in chosen or ():
+            check_choice('--rows', each, names)
+        found: dict[str, Row] = {}
+        for seed in seeds or sorted({*scale['seeds'], *scale['main_seeds']}):
+            for group, rows in groups.items():
+                for name, row in rows.items():
+                    wanted = not chosen or group in chosen or name in chosen
+                    planned = seeds or scale['main_seeds' if name in self.content['main'] else 'seeds']
+                    if wanted and seed in planned and self.scale in row.get('scales', [self.scale]):
+                        experiment = f'ablations_{self.scale}_{name}_seed{seed}'
+                        found.setdefault(experiment, self._row(name, group, row, seed, experiment, forced))
+        return sorted(found.values(), key=lambda row: (row.name not in self.content['main'], row.seed))
+
+    def _row(self, name: str, group: str, row: Mapping[str, Any], seed: int, experiment: str,
+             forced: Sequence[str]) -> Row:
+        scale = self.content['scales'][self.scale]
+        file = (self.path.parent / row.get('file', self.content['base'])).resolve()
+        rdbm = 'bridge' in read_option_file(file, plugins=False)
+        changes = {**scale['changes'], **(scale['bridge_changes'] if rdbm else {}), **row.get('changes', {})}
+        return Row(name, group, seed, file,
+                   [*(f'{key}={_text(value)}' for key, value in changes.items()), *forced, f'manual_seed={seed}',
+                    f'name={experiment}'],
+                   self._samplers(row, scale) if rdbm else [])
+
+    def _samplers(self, row: Mapping[str, Any], scale: Mapping[str, Any]) -> list[dict[str, Any]]:
+        given = row.get('samplers', self.content['samplers'])
+        return [{**sampler, 'steps': steps} for sampler in given
+                for steps in sampler.get('steps', scale['steps'])]
+
+
+def _text(value: Any) -> str:
+    """As --force_yml reads it."""
+    return '~' if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+def label(sampler: Mapping[str, Any]) -> str:
+    """How a sampler is called in tables; the number of evaluations comes last."""
+    words = [str(sampler[key]) for key in ('type', 'solver', 'start') if key in sampler]
+    return ' '.join([*words, str(sampler['steps'])])
+
+
+def test_images(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Task, degraded and clean image, (1, 3, H, W) in [0, 1]; and each photo undamaged."""
+    from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
+    for task in content['tasks']:
+        for seed in content['seeds']:
+            data = SyntheticUniversalDataset({
+                'name': task, 'phase': 'test', 'dataroot_gt': content['dataroot_gt'], 'tasks': [task],
+                'gt_size': content['gt_size'], 'seed': seed})
+            for item in (data[i] for i in range(len(data))):
+                yield task, item['lq'][None], item['gt'][None]
+                if task == content['tasks'][0] and seed == content['seeds'][0]:
+                    yield CLEAN, item['gt'][None], item['gt'][None]
+
+
+class Scores:
+    """Squared errors summed up: of all pixels image by image, and of intact and damaged pixels over all images."""
+
+    def __init__(self) -> None:
+        self.psnr: dict[str, list[float]] = {}
+        self.sums: dict[str, np.ndarray] = {}
+
+    def add(self, task: str, restored: Tensor, lq: Tensor, gt: Tensor) -> None:
+        """Images (1, 3, H, W) in [0, 1]; the restored one is rounded to 8 bits, as a file of it would be."""
+        error = ((restored.clamp(0, 1) * 255).round() / 255 - gt).square().mean(1)
+        intact = (lq - gt).abs().amax(1) < INTACT
+        self.psnr.setdefault(task, []).append(_psnr(float(error.mean())))
+        parts = np.array([[float(error[where].sum()), float(where.sum())] for where in (intact, ~intact)])
+        self.sums[task] = self.sums.get(task, 0) + parts
+
+    def summary(self) -> dict[str, Any]:
+        """PSNR in dB of each task; of intact and damaged pixels, and the share of the former."""
+        found = {}
+        for task, values in self.psnr.items():
+            (intact, count), (damaged, others) = self.sums[task]
+            found[task] = {'psnr': float(np.mean(values)), 'intact share': count / (count + others),
+                           'intact': _psnr(intact / count) if count else None,
+                           'damaged': _psnr(damaged / others) if others else None}
+        return found
+
+
+def _psnr(error: float) -> float:
+    return float(-10 * np.log10(max(error, 1e-10)))
+
+
+def load(row: Row, device: torch.device) -> nn.Module:
+    """The trained network, moving average if there is one."""
+    from rdbm_plugin.models.checkpoint import read_parameters
+    from rdbm_plugin.preflight import registered
+    opt = row.options()
+    network = build('network_g', opt['network_g'], registered('ARCH'))
+    network.load_state_dict(read_parameters(row.weights, 'params_ema' if opt['train'].get('ema_decay') else 'params'))
+    return network.to(device, memory_format=torch.channels_last).eval()
+
+
+def restorers(row: Row, network: nn.Module, device: torch.device) -> Iterator[tuple[str, Any]]:
+    """Name, and a function from degraded image and number to restored image, for each way to use the network."""
+    from rdbm_plugin.bridge import build_bridge
+    from rdbm_plugin.samplers import build_sampler
+    if not row.samplers:
+        yield 'euler 1', lambda lq, number: network(lq.to(device)).cpu()
+        return
+    bridge = build_bridge(row.options()['bridge'])
+
+    def by(sampler: Any) -> Any:
+        return lambda lq, number: lq + sampler(network, 2 * lq.to(device) - 1, [number]).residual.cpu() / 2
+
+    for block in row.samplers:
+        yield label(block), by(build_sampler(block, bridge))
+
+
+def measure(row: Row, sets: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the held-out photos in every way; write scores and the first picture of each task to the experiment."""
+    from basicsr.utils import imwrite
+
+    from rdbm_plugin.report import to_picture
+    network = load(row, device)
+    images = list(test_images(sets))
+    pictures = row.folder / 'ablation'
+    pictures.mkdir(exist_ok=True)
+    with torch.inference_mode():
+        found = {}
+        for name, restore in restorers(row, network, device):
+            scores = Scores()
+            for number, (task, lq, gt) in enumerate(images):
+                restored = restore(lq, number)
+                if task not in scores.psnr:
+                    for part, image in (('degraded', lq), (name, restored), ('clean', gt)):
+                        imwrite(to_picture(image[0])[..., ::-1], str(pictures / f'{task} {part}.png'))
+                scores.add(task, restored, lq, gt)
+            found[name] = scores.summary()
+    degraded = Scores()
+    for task, lq, gt in images:
+        degraded.add(task, lq, lq, gt)
+    content = {'row': row.name, 'seed': row.seed, 'changes': row.changes, 'sets': dict(sets),
+               'parameters': sum(p.numel() for p in network.parameters()),
+               'folder': str(row.folder),
+               'iterations': row.options()['train']['total_iter'], 'minutes': minutes(row),
+               'degraded': degraded.summary(), 'restored': found}
+    partial = row.scores.with_suffix('.part')
+    partial.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    os.replace(partial, row.scores)
+
+
+def minutes(row: Row) -> float | None:
+    """How long the training took from its first to its last iteration, by its newest log."""
+    import re
+    from datetime import datetime
+    logs = sorted(row.folder.glob('train_*.log'))
+    text = logs[-1].read_text(encoding='utf-8') if logs else ''
+    times = [datetime.fromisoformat(found) for found in
+             re.findall(r'^([\d-]+ [\d:]+),\d+ INFO: (?:Start training|\[.*iter:)', text, re.MULTILINE)]
+    return (times[-1] - times[0]).total_seconds() / 60 if len(times) > 1 else None
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def run(row: Row, args: Namespace, threads: int) -> str | None:
+    """Train and measure in processes of their own, unless that was done; return what went wrong, or None."""
+    log = args.out / 'logs' / f'{row.experiment}.log'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    training = ['-m', 'rdbm_plugin', 'train', '-opt', str(row.file), '--auto_resume', '--force_yml', *row.changes]
+    measuring = [str(Path(__file__)), '--suite', str(args.suite), '--scale', args.scale, '--rows', row.name, '--seeds',
+                 str(row.seed), *(['--force_yml', *args.force_yml] if args.force_yml else [])]
+    environment = {**os.environ, **({'OMP_NUM_THREADS': str(threads)} if threads else {}),
+                   'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))}
+    for done, command in ((row.weights, training), (row.scores, measuring)):
+        if done.is_file():
+            continue
+        with log.open('a', encoding='utf-8') as file:
+            status = subprocess.run([sys.executable, *command], env=environment, stdout=file,
+                                    stderr=subprocess.STDOUT).returncode
+        if status or not done.is_file():
+            return f'ended with status {status}; see {log}'
+    return None
+
+
+def main(words: Sequence[str]) -> int:
+    """Run what is missing, write tables and plots, and return 1 if anything failed, else 0."""
+    args = arguments(words)
+    try:
+        suite = Suite.read(args.suite, args.scale)
+        rows = suite.rows(args.rows, args.seeds, args.force_yml)
+    except OptionError as error:
+        print(f'run_suite ablations: {error}', file=sys.stderr)
+        return 2
+    gpu = torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    jobs = args.jobs or (1 if gpu else cores)
+    faults = {}
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(rows), unit='training', disable=args.report) as bar:
+        def work(row: Row) -> None:
+            fault = run(row, args, 0 if gpu else max(1, cores // jobs))
+            if fault:
+                faults[row.experiment] = fault
+                bar.write(f'{row.experiment}: {fault}')
+            bar.update()
+        list(pool.map(work, [] if args.report else rows))
+    from ablation_report import write_report
+    write_report([json.loads(row.scores.read_text(encoding='utf-8')) for row in rows if row.scores.is_file()],
+                 suite.content, args.out)
+    return int(bool(faults))
+
+
+def measure_main() -> int:
+    """The process that measures one row."""
+    args = arguments(sys.argv[1:])
+    compat.provide_functional_tensor()
+    import rdbm_plugin.registration  # noqa: F401
+    suite = Suite.read(args.suite, args.scale)
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    for row in suite.rows(args.rows, args.seeds, args.force_yml):
+        measure(row, suite.content['sets'], device)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(measure_main())
