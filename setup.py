@@ -9,10 +9,11 @@ VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').
 BASICSR = ['basicsr>=1.4.2; python_version < "3.13"']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
+PHOTOS = ['scikit-learn>=1.2', *PLOT]  # what the photos of options/train_rdbm_shipped.yml come with
 SAFETENSORS = ['safetensors>=0.4']
 MMENGINE = ['mmengine>=0.10.7,<0.11']
 ONNX = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.23']
-TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PLOT, *SAFETENSORS,
+TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PHOTOS, *SAFETENSORS,
         *MMENGINE, *ONNX]
 
 setup(
@@ -27,7 +28,7 @@ setup(
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23.5', 'opencv-python>=4.5.5', 'pillow>=10.1',
                       'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'tqdm>=4.60'],
-    extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'safetensors': SAFETENSORS,
+    extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'photos': PHOTOS, 'safetensors': SAFETENSORS,
                     'mmengine': MMENGINE, 'onnx': ONNX,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},

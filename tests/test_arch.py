@@ -82,6 +82,13 @@ def test_time_changes_the_output():
     assert all(not torch.allclose(a, b) for a, b in zip(outputs, outputs[1:]))
 
 
+def test_what_the_state_holds_can_be_passed_on():
+    net = RDBMUNet('T')
+    net.tail.bias.data[:3] = 1
+    x_t, mu = torch.rand(2, 2, 3, 17, 24)
+    assert torch.equal(net(x_t, mu, torch.tensor([3, 100])), x_t - mu)
+
+
 def test_channels_can_be_chosen():
     net = RDBMUNet('T', num_in_ch=1)
     x = torch.rand(1, 1, 16, 16)

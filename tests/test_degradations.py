@@ -31,6 +31,11 @@ def test_degradation_repeats_by_seed_and_differs_between_seeds(photo, task):
     assert np.array_equal(np.rint(first * 255) / np.float32(255), first)
 
 
+def test_intact_photos_stay_as_they_are(photo):
+    assert np.array_equal(made(photo, 'intact', 0), photo)
+    assert np.array_equal(made(photo, 'derain+intact', 1), made(photo, 'derain', 1))
+
+
 @pytest.mark.parametrize('task', TASKS)
 def test_result_depends_on_parameters_and_generator_alone(photo, task):
     parameters = draw(task, np.random.default_rng(3))

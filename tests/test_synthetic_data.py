@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from rdbm_plugin.data.clean_sources import EMBEDDED, DeadLeaves, open_clean
+from rdbm_plugin.data.clean_sources import EMBEDDED, PACKAGED, DeadLeaves, open_clean
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 from rdbm_plugin.options import OptionError
@@ -58,6 +58,15 @@ def test_validation_photos_are_never_trained_on():
     for phase in ('train', 'val', 'test'):
         source = open_clean('embedded', phase)
         assert {Path(source.path(i)).name for i in range(len(source))} == set(EMBEDDED[phase.replace('test', 'val')])
+
+
+def test_photos_of_packages_serve_and_a_missing_package_is_named(monkeypatch):
+    source = open_clean('embedded + scikit-learn + matplotlib', 'train')
+    assert [Path(source.path(i)).name for i in range(4, 7)] == ['china.jpg', 'flower.jpg', 'grace_hopper.jpg']
+    assert all(min(source.decode(i).shape[:2]) > 400 for i in range(4, 7))
+    monkeypatch.setitem(PACKAGED, 'scikit-learn', ('no_such_package.images', ('china.jpg',)))
+    with pytest.raises(OptionError, match="'scikit-learn' needs scikit-learn, which is not installed"):
+        open_clean('scikit-learn', 'train')
 
 
 def test_any_folder_of_photos_of_any_size_serves(tmp_path):
