@@ -39,6 +39,10 @@ def test_shipped_weights_restore_photos_they_never_saw(restore, photos):
     assert np.mean(gains) > 3 and min(gains) > 0
 
 
+def test_shipped_weights_leave_good_photos_almost_untouched(restore, photos):
+    assert min(psnr(restore(each['gt']), each['gt']) for each in photos['derain']) >= 38
+
+
 @pytest.mark.parametrize('task', ['derain', 'lowlight', 'dehaze'])
 def test_tiles_cost_less_than_0_05_db(restore, photos, task):
     tiled = Restorer(device='cpu', steps=2, tile=128)
