@@ -60,7 +60,7 @@ class Table:
         return max(self.rows[row][0]['restored'], key=lambda name: float(np.mean(self.psnr(row, name))))
 
     def by_evaluations(self, rows: Sequence[str]) -> list[list[str]]:
-        """A row for each training, a column for each number of evaluations of euler; the rest as ten of them give it."""
+        """A row for each training, a column for each number of evaluations of euler."""
         steps = sorted({step for row in rows for step in self.steps(row)})
         table = [['row', 'seeds', *map(str, steps)]]
         for row in rows:
@@ -112,7 +112,7 @@ def write_report(found: Sequence[Measured], content: Mapping[str, Any], out: Pat
              'without damage\n', markdown(table.by_region(everything, ('euler 1', 'euler 2', 'euler 10',
                                                                         'euler stochastic 2', 'euler stochastic 10')))]
     others = sorted({name for row in everything for name in table.rows[row][0]['restored']
-                     if not name.rsplit(' ', 1)[0] == 'euler'})
+                     if name.rsplit(' ', 1)[0] != 'euler'})
     several = [row for row in everything if len(table.rows[row][0]['restored']) > len(table.steps(row))]
     if several:
         text += ['\nOther solvers and starts\n', markdown([['row', *others], *(
@@ -127,9 +127,10 @@ def write_report(found: Sequence[Measured], content: Mapping[str, Any], out: Pat
     text += ['\nCost of a training\n', markdown(costs)]
     (out / 'tables.md').write_text('\n'.join(text), encoding='utf-8')
     (out / 'scores.json').write_text(json.dumps(list(found), indent=1), encoding='utf-8')
+    numbers = ('psnr', 'intact', 'damaged', 'intact share')
     write_csv(out / 'scores.csv', [
-        ['row', 'seed', 'sampler', 'task', 'psnr', 'intact', 'damaged', 'intact share'],
-        *([each['row'], each['seed'], name, task, *(scores[key] for key in ('psnr', 'intact', 'damaged', 'intact share'))]
+        ['row', 'seed', 'sampler', 'task', *numbers],
+        *([each['row'], each['seed'], name, task, *(scores[key] for key in numbers)]
           for each in found for name, sampler in each['restored'].items() for task, scores in sampler.items())])
     print('\n'.join(text))
     draw_pictures(table, content['main'], out)

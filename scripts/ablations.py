@@ -11,7 +11,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +22,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rdbm_plugin import compat
-from rdbm_plugin.option_file import make_change, parse, read_option_file
+from rdbm_plugin.option_file import parse, read_option_file
 from rdbm_plugin.options import OptionError, build, check_choice
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / 'options/ablations/suite.yml'
 INTACT = 2.5 / 255
 """A pixel is intact where no channel of the degraded image is off by more than two of 255 levels."""
+ONCE = {'solver': 'euler', 'steps': 1}
+"""What a network without a bridge is listed as."""
 CLEAN = 'clean photo'
 """What the scores of restoring an undamaged photo are called."""
 
@@ -82,6 +83,10 @@ class Row:
     def options(self) -> dict[str, Any]:
         """With changes made."""
         return read_option_file(self.file, self.changes)
+
+    def measured(self) -> dict[str, Any] | None:
+        """Content of the scores, if there are any."""
+        return json.loads(self.scores.read_text(encoding='utf-8')) if self.scores.is_file() else None
 
 
 @dataclass
@@ -209,7 +214,7 @@ def restorers(row: Row, network: nn.Module, device: torch.device) -> Iterator[tu
     from rdbm_plugin.bridge import build_bridge
     from rdbm_plugin.samplers import build_sampler
     if not row.samplers:
-        yield 'euler 1', lambda lq, number: network(lq.to(device)).cpu()
+        yield label(ONCE), lambda lq, number: network(lq.to(device)).cpu()
         return
     bridge = build_bridge(row.options()['bridge'])
 
@@ -267,8 +272,14 @@ def minutes(row: Row) -> float | None:
 # ---------------------------------------------------------------------------------------------------- running
 
 
-def run(row: Row, args: Namespace, threads: int) -> str | None:
+def run(row: Row, sets: Mapping[str, Any], args: Namespace, threads: int) -> str | None:
     """Train and measure in processes of their own, unless that was done; return what went wrong, or None."""
+    before = row.measured()
+    if before and before['changes'] != row.changes:
+        other = [each for each in before['changes'] if each not in row.changes]
+        return f'was trained with {", ".join(other) or "fewer changes"}; remove {row.folder} to train it anew'
+    if before and (before['sets'] != sets or set(before['restored']) != set(map(label, row.samplers or [ONCE]))):
+        row.scores.unlink()
     log = args.out / 'logs' / f'{row.experiment}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     training = ['-m', 'rdbm_plugin', 'train', '-opt', str(row.file), '--auto_resume', '--force_yml', *row.changes]
@@ -302,15 +313,14 @@ def main(words: Sequence[str]) -> int:
     faults = {}
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(rows), unit='training', disable=args.report) as bar:
         def work(row: Row) -> None:
-            fault = run(row, args, 0 if gpu else max(1, cores // jobs))
+            fault = run(row, suite.content['sets'], args, 0 if gpu else max(1, cores // jobs))
             if fault:
                 faults[row.experiment] = fault
                 bar.write(f'{row.experiment}: {fault}')
             bar.update()
         list(pool.map(work, [] if args.report else rows))
     from ablation_report import write_report
-    write_report([json.loads(row.scores.read_text(encoding='utf-8')) for row in rows if row.scores.is_file()],
-                 suite.content, args.out)
+    write_report([row.measured() for row in rows if row.scores.is_file()], suite.content, args.out)
     return int(bool(faults))
 
 

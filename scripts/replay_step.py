@@ -39,7 +39,8 @@ def main() -> int:
     network = build('network_g', options['network_g'], host.registered('ARCH'))
     network.load_state_dict(dump['params'])
     amp = preflight.check_training(options['train'], build_bridge(options['bridge'], host.registered('BRIDGE'))).amp
-    found = [repeat(network, options, States(**dump['states']), each) for each in dict.fromkeys(('none', amp.replace('auto', 'bf16')))]
+    precisions = dict.fromkeys(('none', amp.replace('auto', 'bf16')))
+    found = [repeat(network, options, States(**dump['states']), each) for each in precisions]
     return int(any(found))
 
 

@@ -57,7 +57,18 @@ def test_rows_are_trained_measured_and_shown_once(small):
     assert len(models) == 5
     (small.parent / 'experiments/ablations_cpu_edsr_seed0/ablation.json').unlink()
     again = run(small, *rows).stdout
-    assert [model.stat().st_mtime_ns for model in models] == times and again.splitlines()[-30:] == output.splitlines()[-30:]
+    assert [model.stat().st_mtime_ns for model in models] == times
+    assert again.splitlines()[-30:] == output.splitlines()[-30:]
+
+
+def test_changed_rows_are_not_passed_off_as_the_old_ones(small):
+    words = ['--rows', 'regression', '--seeds', 0]
+    run(small, *words)
+    process = run(small, *words, '--force_yml', 'train:ema_decay=0.5', check=False)
+    assert process.returncode == 1 and 'remove experiments/ablations_cpu_regression_seed0' in process.stdout
+    small.write_text(small.read_text().replace('  gt_size: 32\n', '  gt_size: 24\n'))
+    run(small, *words)
+    assert json.loads((small.parent / 'found/scores.json').read_text())[0]['sets']['gt_size'] == 24
 
 
 def test_scores_are_those_of_the_images(small):

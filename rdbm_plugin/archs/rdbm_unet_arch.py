@@ -118,8 +118,8 @@ class RDBMUNet(nn.Module):
     Attention, depthwise and normalisation layers are left out: the former are slow on CPUs, the latter would need the
     statistics of the whole image in every layer. What the whole image is like (how dark, how hazy) is found once, by
     :meth:`context`, and told to all blocks like the time; everything else sees a bounded window. So a large image can
-    be worked on tile by tile. The output is ``trust * (x_t - mu) + gain * mu + offset`` for each pixel: haze and exposure
-    are affine in the image, and what the state already holds of the residual need not pass through the network.
+    be worked on tile by tile. The output is ``trust * (x_t - mu) + gain * mu + offset`` for each pixel: haze and
+    exposure are affine in the image, and what the state holds of the residual need not pass through the network.
 
     Args:
         variant: ``T``, ``S``, ``B`` or ``L``.

@@ -79,8 +79,8 @@ class RDBMModel(ValidatingModel):
         self.settings = preflight.check_training(self.opt['train'], self.bridge)
         self.dtype = precision(self.settings.amp, self.device)
         if self.dtype == torch.bfloat16 and not computes_bf16(self.device):
-            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will be '
-                                      'many times slower than with "amp: auto".')
+            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
+                                      'be many times slower than with "amp: auto".')
         self.scaler = torch.amp.GradScaler(self.device.type) if self.settings.amp == 'fp16' else None
         super().init_training_settings()
         train = self.opt['train']
