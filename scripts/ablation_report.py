@@ -166,7 +166,7 @@ def plot(table: Table, out: Path) -> bool:
         return False
 
     def new() -> tuple[Any, Any]:
-        figure = Figure(figsize=(6.4, 4.2), layout='constrained')
+        figure = Figure(figsize=(7.6, 4.2), layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.grid(alpha=0.3)
@@ -183,7 +183,7 @@ def plot(table: Table, out: Path) -> bool:
         axes.axhline(np.mean(table.psnr('regression', 'euler 1')), color='black', ls='--', label='regression (1)')
     axes.minorticks_off()
     axes.set(xlabel='network evaluations', ylabel='PSNR (dB), average of five tasks')
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     figure.savefig(out / 'nfe.png', dpi=130)
     known = {'lambda_1': 1, 'residual': 10, 'lambda_100': 100}
     if all(row in table.rows for row in known):
@@ -192,6 +192,6 @@ def plot(table: Table, out: Path) -> bool:
             axes.plot(list(known.values()), [np.mean(table.psnr(row, f'euler {step}')) for row in known], marker='o',
                       label=f'{step} evaluation{"s" * (step > 1)}')
         axes.set(xscale='log', xlabel='lambda times 255', ylabel='PSNR (dB), average of five tasks')
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
         figure.savefig(out / 'lambda.png', dpi=130)
     return True
