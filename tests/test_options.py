@@ -9,7 +9,7 @@ from rdbm_plugin import compat
 from rdbm_plugin.bridge import BRIDGES
 from rdbm_plugin.options import OptionError, check_int, check_number
 
-FILES = sorted(file for file in (ROOT / 'options').rglob('*.yml') if file.parent.name != 'snippets')
+FILES = sorted(file for file in (ROOT / 'options').rglob('*.yml') if file.parent.name not in ('snippets', 'ablations'))
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
