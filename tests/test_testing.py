@@ -54,7 +54,7 @@ def test_saved_pictures_are_what_was_scored(tested):
     from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
     clean = SyntheticUniversalDataset({'name': 'derain', 'phase': 'test', 'dataroot_gt': 'embedded', 'gt_size': 48,
                                        'tasks': ['derain']})[1]['gt']
-    error = np.rint(clean.permute(1, 2, 0).numpy()[..., ::-1] * 255) - picture
+    error = np.rint(clean.permute(1, 2, 0).double().numpy()[..., ::-1] * 255) - picture
     assert float(row['psnr']) == pytest.approx(10 * np.log10(255**2 / np.mean(error**2)), abs=1e-9)
 
 
