@@ -3,7 +3,7 @@
 # All that stands here can be changed on the command line, as in
 #   --cfg-options train_cfg.max_iters=300 param_scheduler.T_max=300
 # ruff: noqa: C408
-iterations = 2000
+iterations = 3000
 tasks = ['derain', 'lowlight', 'desnow', 'dehaze', 'deblur']
 
 # What to learn -------------------------------------------------------------------------------------------------------
@@ -25,7 +25,7 @@ train_dataloader = dict(
     sampler=dict(type='InfiniteSampler'),
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='rdbm_plugin.SyntheticUniversalDataset', phase='train', dataroot_gt='embedded',
-                 tasks=[*tasks, 'deblur', 'deblur'], gt_size=48, min_scale=0.5),
+                 tasks=[*tasks, 'deblur', 'deblur'], gt_size=64, min_scale=0.5),
 )
 val_dataloader = dict(
     batch_size=1,
@@ -39,7 +39,7 @@ test_dataloader, test_evaluator = val_dataloader, val_evaluator
 load_from = None  # checkpoint to start from; with --resume: to go on from, instead of the last one
 
 # Training ------------------------------------------------------------------------------------------------------------
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=1000)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=1500)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(type='OptimWrapper',  # --amp: rdbm_plugin.Bf16OptimWrapper
@@ -50,14 +50,14 @@ randomness = dict(seed=0, diff_rank_seed=True)
 # Hooks and logs ------------------------------------------------------------------------------------------------------
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=200),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000, max_keep_ckpts=3, save_best='psnr_rgb',
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1500, max_keep_ckpts=3, save_best='psnr_rgb',
                     rule='greater'),
 )
 custom_hooks = [
     dict(type='rdbm_plugin.RepeatableHook'),
     dict(type='rdbm_plugin.PlainCheckpointHook'),
     dict(type='rdbm_plugin.PictureHook'),
-    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.01),  # validation uses the average
+    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.003),  # validation uses the average
 ]
 log_processor = dict(by_epoch=False)
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
