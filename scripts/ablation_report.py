@@ -15,6 +15,7 @@ from rdbm_plugin.results import markdown, write_csv
 Measured = Mapping[str, Any]
 """Content of one ablation.json."""
 CLEAN = 'clean photo'
+"""What the scores of restoring an undamaged photo are called."""
 PLOTTED = ('uniform_zero', 'uniform_one', 'uniform_residual', 'zero', 'one', 'residual')
 
 

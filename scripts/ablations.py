@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation_report import CLEAN, write_report
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,8 +32,6 @@ INTACT = 2.5 / 255
 """A pixel is intact where no channel of the degraded image is off by more than two of 255 levels."""
 ONCE = {'solver': 'euler', 'steps': 1}
 """What a network without a bridge is listed as."""
-CLEAN = 'clean photo'
-"""What the scores of restoring an undamaged photo are called."""
 
 
 def arguments(words: Sequence[str]) -> Namespace:
@@ -319,7 +318,6 @@ def main(words: Sequence[str]) -> int:
                 bar.write(f'{row.experiment}: {fault}')
             bar.update()
         list(pool.map(work, [] if args.report else rows))
-    from ablation_report import write_report
     write_report([row.measured() for row in rows if row.scores.is_file()], suite.content, args.out)
     return int(bool(faults))
 
