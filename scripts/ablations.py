@@ -53,7 +53,6 @@ class Row:
     """One training: an option file with changes, and a seed."""
 
     name: str
-    group: str
     seed: int
     file: Path
     changes: list[str]
@@ -120,16 +119,15 @@ class Suite:
                     planned = seeds or scale['main_seeds' if name in self.content['main'] else 'seeds']
                     if wanted and seed in planned and self.scale in row.get('scales', [self.scale]):
                         experiment = f'ablations_{self.scale}_{name}_seed{seed}'
-                        found.setdefault(experiment, self._row(name, group, row, seed, experiment, forced))
+                        found.setdefault(experiment, self._row(name, row, seed, experiment, forced))
         return sorted(found.values(), key=lambda row: (row.name not in self.content['main'], row.seed))
 
-    def _row(self, name: str, group: str, row: Mapping[str, Any], seed: int, experiment: str,
-             forced: Sequence[str]) -> Row:
+    def _row(self, name: str, row: Mapping[str, Any], seed: int, experiment: str, forced: Sequence[str]) -> Row:
         scale = self.content['scales'][self.scale]
         file = (self.path.parent / row.get('file', self.content['base'])).resolve()
         rdbm = 'bridge' in read_option_file(file, plugins=False)
         changes = {**scale['changes'], **(scale['bridge_changes'] if rdbm else {}), **row.get('changes', {})}
-        return Row(name, group, seed, file,
+        return Row(name, seed, file,
                    [*(f'{key}={_text(value)}' for key, value in changes.items()), *forced, f'manual_seed={seed}',
                     f'name={experiment}'],
                    self._samplers(row, scale) if rdbm else [])

@@ -96,7 +96,7 @@ def test_costs_count_every_evaluation(folder, compared):
     ours, theirs = table['rdbm', 'derain'], table['edsr', 'derain']
     assert (ours['evaluations'], theirs['evaluations']) == ('2', '1')
     assert float(ours['multiply-adds (G)']) == pytest.approx(2.62, abs=0.01)
-    assert float(ours['multiply-adds of an image (G)']) == pytest.approx(5.18, abs=0.02)
+    assert float(ours['multiply-adds of an image (G)']) == pytest.approx(5.23, abs=0.02)
     weights = 3 * 8 * 9 + 5 * 8 * 8 * 9 + 2 * 8 * 3 * 9 - 8 * 3 * 9
     assert float(theirs['multiply-adds (G)']) == pytest.approx(256**2 * weights / 1e9, abs=0.006)
     assert float(ours['ms/image']) > 0 and float(theirs['peak memory (MiB)']) >= 0
