@@ -173,19 +173,23 @@ def plot(table: Table, out: Path) -> bool:
         axes.grid(alpha=0.3)
         return figure, axes
 
-    figure, axes = new()
-    for row in (each for each in PLOTTED if each in table.rows):
-        steps = table.steps(row)
-        values = np.array([table.psnr(row, f'euler {step}') for step in steps])
-        line, = axes.plot(steps, values.mean(1), marker='o', label=row, ls=':' if row.startswith('uniform') else '-')
-        axes.fill_between(steps, values.min(1), values.max(1), color=line.get_color(), alpha=0.15)
-        axes.set(xscale='log', xticks=steps, xticklabels=steps)
-    if 'regression' in table.rows:
-        axes.axhline(np.mean(table.psnr('regression', 'euler 1')), color='black', ls='--', label='regression (1)')
-    axes.minorticks_off()
-    axes.set(xlabel='network evaluations', ylabel='PSNR (dB), average of five tasks')
-    axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
-    figure.savefig(out / 'nfe.png', dpi=130)
+    bridges = [row for row in table.rows if len(table.steps(row)) > 1]
+    shown = [row for row in PLOTTED if row in bridges] or bridges
+    if shown:
+        figure, axes = new()
+        for row in shown:
+            steps = table.steps(row)
+            values = np.array([table.psnr(row, f'euler {step}') for step in steps])
+            line, = axes.plot(steps, values.mean(1), marker='o', label=row,
+                              ls=':' if row.startswith('uniform') else '-')
+            axes.fill_between(steps, values.min(1), values.max(1), color=line.get_color(), alpha=0.15)
+            axes.set(xscale='log', xticks=steps, xticklabels=steps)
+        if 'regression' in table.rows:
+            axes.axhline(np.mean(table.psnr('regression', 'euler 1')), color='black', ls='--', label='regression (1)')
+        axes.minorticks_off()
+        axes.set(xlabel='network evaluations', ylabel='PSNR (dB), average of five tasks')
+        axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
+        figure.savefig(out / 'nfe.png', dpi=130)
     known = {'lambda_1': 1, 'residual': 10, 'lambda_100': 100}
     if all(row in table.rows for row in known):
         figure, axes = new()
