@@ -42,18 +42,19 @@ def run(small, *words, check=True):
 
 
 def test_rows_are_trained_measured_and_shown_once(small):
-    rows = ['--rows', 'residual', 'edsr']
+    rows = ['--rows', 'residual', 'edsr', 'regression']
     output = run(small, *rows).stdout
     found = json.loads((small.parent / 'found/scores.json').read_text())
-    assert [(each['row'], each['seed']) for each in found] == [('residual', 0), ('residual', 1), ('edsr', 0)]
+    assert [(each['row'], each['seed']) for each in found] == [
+        ('residual', 0), ('regression', 0), ('residual', 1), ('regression', 1), ('edsr', 0)]
     assert {'euler 1', 'euler 2', 'euler stochastic 2'} <= set(found[0]['restored'])
-    assert set(found[2]['restored']) == {'euler 1'} and found[2]['parameters'] < found[0]['parameters']
+    assert set(found[4]['restored']) == {'euler 1'} and found[4]['parameters'] < found[0]['parameters']
     assert '| residual | 2 |' in output and '±' in output
     for name in ('tables.md', 'scores.csv', 'nfe.png', 'pictures.png'):
         assert (small.parent / 'found' / name).stat().st_size > 100, name
     models = sorted(small.parent.glob('experiments/*/models/net_g_latest.pth'))
     times = [model.stat().st_mtime_ns for model in models]
-    assert len(models) == 3
+    assert len(models) == 5
     (small.parent / 'experiments/ablations_cpu_edsr_seed0/ablation.json').unlink()
     again = run(small, *rows).stdout
     assert [model.stat().st_mtime_ns for model in models] == times
