@@ -22,7 +22,7 @@ from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import BRIDGES, build_bridge
 from rdbm_plugin.host import of_basicsr
-from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.models.checkpoint import load_weights
 from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError, build, check_choice, check_int, check_number
 from rdbm_plugin.precision import working_in
@@ -78,9 +78,7 @@ class Restorer:
         self.sampler = build_sampler(block, self.bridge, _registered('SAMPLER', SAMPLERS, block))
         network = build('network_g', options.get('network_g'),
                         _registered('ARCH', NETWORKS, options.get('network_g')))
-        parameters = read_parameters(self.checkpoint, param_key)
-        check_fits(self.checkpoint, parameters, network)
-        network.load_state_dict(parameters)
+        load_weights(network, self.checkpoint, param_key)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()
         self.overlap = check_int('tile_overlap', overlap, 0)
         if tile == 'auto':

@@ -171,7 +171,12 @@ def plot(table: Table, out: Path) -> bool:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.grid(alpha=0.3)
+        axes.set(xscale='log', ylabel='PSNR (dB), average of five tasks')
         return figure, axes
+
+    def save(figure: Any, axes: Any, name: str) -> None:
+        axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
+        figure.savefig(out / name, dpi=130)
 
     bridges = [row for row in table.rows if len(table.steps(row)) > 1]
     shown = [row for row in PLOTTED if row in bridges] or bridges
@@ -183,20 +188,18 @@ def plot(table: Table, out: Path) -> bool:
             line, = axes.plot(steps, values.mean(1), marker='o', label=row,
                               ls=':' if row.startswith('uniform') else '-')
             axes.fill_between(steps, values.min(1), values.max(1), color=line.get_color(), alpha=0.15)
-            axes.set(xscale='log', xticks=steps, xticklabels=steps)
+            axes.set(xticks=steps, xticklabels=steps)
         if 'regression' in table.rows:
             axes.axhline(np.mean(table.psnr('regression', 'euler 1')), color='black', ls='--', label='regression (1)')
         axes.minorticks_off()
-        axes.set(xlabel='network evaluations', ylabel='PSNR (dB), average of five tasks')
-        axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
-        figure.savefig(out / 'nfe.png', dpi=130)
+        axes.set(xlabel='network evaluations')
+        save(figure, axes, 'nfe.png')
     known = {'lambda_1': 1, 'residual': 10, 'lambda_100': 100}
     if all(row in table.rows for row in known):
         figure, axes = new()
         for step in (1, 2, 10):
             axes.plot(list(known.values()), [np.mean(table.psnr(row, f'euler {step}')) for row in known], marker='o',
                       label=f'{step} evaluation{"s" * (step > 1)}')
-        axes.set(xscale='log', xlabel='lambda times 255', ylabel='PSNR (dB), average of five tasks')
-        axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
-        figure.savefig(out / 'lambda.png', dpi=130)
+        axes.set(xlabel='lambda times 255')
+        save(figure, axes, 'lambda.png')
     return True

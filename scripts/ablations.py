@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rdbm_plugin import compat
+from rdbm_plugin.models.checkpoint import load_weights
 from rdbm_plugin.option_file import parse, read_option_file
 from rdbm_plugin.options import OptionError, build, check_choice
+from rdbm_plugin.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / 'options/ablations/suite.yml'
@@ -198,11 +202,10 @@ def _psnr(error: float) -> float:
 
 def load(row: Row, device: torch.device) -> nn.Module:
     """The trained network, moving average if there is one."""
-    from rdbm_plugin.models.checkpoint import read_parameters
     from rdbm_plugin.preflight import registered
     opt = row.options()
     network = build('network_g', opt['network_g'], registered('ARCH'))
-    network.load_state_dict(read_parameters(row.weights, 'params_ema' if opt['train'].get('ema_decay') else 'params'))
+    load_weights(network, row.weights, 'params_ema' if opt['train'].get('ema_decay') else 'params')
     return network.to(device, memory_format=torch.channels_last).eval()
 
 
@@ -250,15 +253,11 @@ def measure(row: Row, sets: Mapping[str, Any], device: torch.device) -> None:
                'folder': str(row.folder),
                'iterations': row.options()['train']['total_iter'], 'minutes': minutes(row),
                'degraded': degraded.summary(), 'restored': found}
-    partial = row.scores.with_suffix('.part')
-    partial.write_text(json.dumps(content, indent=1), encoding='utf-8')
-    os.replace(partial, row.scores)
+    write_whole(row.scores, json.dumps(content, indent=1).encode())
 
 
 def minutes(row: Row) -> float | None:
     """How long the training took from its first to its last iteration, by its newest log."""
-    import re
-    from datetime import datetime
     logs = sorted(row.folder.glob('train_*.log'))
     text = logs[-1].read_text(encoding='utf-8') if logs else ''
     times = [datetime.fromisoformat(found) for found in

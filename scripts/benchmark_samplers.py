@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from rdbm_plugin import compat
 from rdbm_plugin.bridge import build_bridge
-from rdbm_plugin.models.checkpoint import check_fits, read_parameters
+from rdbm_plugin.models.checkpoint import load_weights
 from rdbm_plugin.option_file import read_option_file
 from rdbm_plugin.options import OptionError, build
 from rdbm_plugin.samplers import Sampler, build_sampler
@@ -58,9 +58,7 @@ def load(args: Namespace) -> tuple[Any, torch.nn.Module, list[dict[str, Any]]]:
     opt = read_option_file(args.opt)
     bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
     network = build('network_g', opt['network_g'], preflight.registered('ARCH'))
-    parameters = read_parameters(args.checkpoint, args.param_key)
-    check_fits(args.checkpoint, parameters, network)
-    network.load_state_dict(parameters)
+    load_weights(network, args.checkpoint, args.param_key)
     items = []
     for phase, block in opt['datasets'].items():
         if phase.startswith('val'):

@@ -30,6 +30,7 @@ from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import ImageError, ImageSource, same_stems, to_float
 from rdbm_plugin.options import OptionError
 from rdbm_plugin.report import picture_grid
+from rdbm_plugin.whole_file import write_whole
 
 SMALL = 256
 SNIPPET = """
@@ -125,9 +126,7 @@ def write(path: Path, image: NDArray[np.float32]) -> None:
     ok, content = cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))
     if not ok:
         raise OSError(f'{path}: cannot be encoded')
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    partial.write_bytes(content.tobytes())
-    os.replace(partial, path)
+    write_whole(path, content.tobytes())
 
 
 def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: int, size: int, step: int,

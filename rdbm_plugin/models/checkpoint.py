@@ -96,6 +96,17 @@ def write_safetensors(parameters: dict[str, Tensor], path: str | Path) -> None:
     write_whole(Path(path), save({name: value.detach().cpu().contiguous() for name, value in parameters.items()}))
 
 
+def load_weights(net: nn.Module, path: str | Path, param_key: str | None) -> None:
+    """Load the weights of a file that must fit a network exactly.
+
+    Raises:
+        OptionError: As :func:`read_parameters` and :func:`check_fits`.
+    """
+    parameters = read_parameters(path, param_key)
+    check_fits(path, parameters, net)
+    net.load_state_dict(parameters)
+
+
 def check_fits(path: str | Path, parameters: dict[str, Tensor], net: nn.Module) -> None:
     """Raise OptionError if ``parameters`` are not exactly those of ``net``, saying what they are."""
     wanted = net.state_dict()
