@@ -16,8 +16,8 @@ _LAZY = {
     'BridgeSampler': 'rdbm_plugin.samplers',
     'RDBMUNet': 'rdbm_plugin.archs.rdbm_unet_arch',
     'ResidualModulatedLoss': 'rdbm_plugin.losses.residual_modulated_loss',
-    'Restorer': 'rdbm_plugin.restorer',
-    'OptionError': 'rdbm_plugin.options',
+    'Restorer': 'rdbm_plugin.inference.restorer',
+    'OptionError': 'rdbm_plugin.config.options',
 }
 __all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'ResidualModulatedLoss', 'Restorer',
            '__version__', 'build_bridge']
@@ -25,9 +25,9 @@ __all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'Residu
 if TYPE_CHECKING:
     from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
     from rdbm_plugin.bridge import ResidualBridge, build_bridge
+    from rdbm_plugin.config.options import OptionError
+    from rdbm_plugin.inference.restorer import Restorer
     from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
-    from rdbm_plugin.options import OptionError
-    from rdbm_plugin.restorer import Restorer
     from rdbm_plugin.samplers import BridgeSampler
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from rdbm_plugin import __version__, compat
-from rdbm_plugin.options import OptionError
-
-# At module level, as DataLoader workers that are spawned import this module again before they import BasicSR.
-compat.provide_functional_tensor()
+from rdbm_plugin import __version__
+from rdbm_plugin.basicsr_host import compat
+from rdbm_plugin.config.options import OptionError
 
 COMMANDS = {
     'train': 'train a model from an option file',

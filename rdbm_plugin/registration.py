@@ -11,15 +11,14 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from rdbm_plugin import __version__, compat, host
-from rdbm_plugin.contents import REGISTERED
-from rdbm_plugin.options import OptionError
-
-compat.provide_functional_tensor()
+from rdbm_plugin import __version__
+from rdbm_plugin.basicsr_host import lookup
+from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.config.options import OptionError
 
 __all__ = ['__version__']
 
-if host.has_registries():
+if lookup.has_registries():
     _registry = import_module('basicsr.utils.registry')
     for _name in ('BRIDGE', 'SAMPLER'):
         if not hasattr(_registry, f'{_name}_REGISTRY'):
@@ -28,8 +27,8 @@ if host.has_registries():
     SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
     for _registry_name, _entries in REGISTERED.items():
         for _module, _name in (entry.split(':') for entry in _entries):
-            if _name not in getattr(_registry, _registry_name):
-                getattr(_registry, _registry_name).register(getattr(import_module(_module), _name))
+            if _name not in getattr(_registry, f'{_registry_name}_REGISTRY'):
+                getattr(_registry, f'{_registry_name}_REGISTRY').register(getattr(import_module(_module), _name))
     __all__ += ['BRIDGE_REGISTRY', 'SAMPLER_REGISTRY']
 elif find_spec('basicsr.models.rdbm_model') is None:
     raise OptionError('plugin: this basicsr is a fork without registries; "rdbm doctor --install-into FOLDER", with '

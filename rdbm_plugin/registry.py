@@ -11,9 +11,9 @@ from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
-from rdbm_plugin.contents import REGISTERED
-from rdbm_plugin.host import of_basicsr
-from rdbm_plugin.options import build
+from rdbm_plugin.basicsr_host.lookup import of_basicsr
+from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.config.options import build
 
 try:
     from mmengine import registry as root
@@ -37,7 +37,7 @@ class Mirror(root.Registry):
             f'rdbm_plugin.mmengine.{module}' for module in ('restorer', 'training', 'metric')])
         self.kinds, self.adapt = kinds, adapt
         self.ours = {entry.split(':')[1]: entry.split(':')[0]
-                     for kind in kinds for entry in REGISTERED[f'{kind}_REGISTRY']}
+                     for kind in kinds for entry in REGISTERED[kind]}
 
     def get(self, key: str) -> Any:
         """The class of a name with or without scope; None if there is none."""

@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rdbm_plugin.report import picture_grid
-from rdbm_plugin.results import markdown, write_csv
+from rdbm_plugin.evaluation.pictures import picture_grid
+from rdbm_plugin.evaluation.results import markdown, write_csv
 
 Measured = Mapping[str, Any]
 """Content of one ablation.json."""

@@ -24,11 +24,10 @@ from ablation_report import CLEAN, write_report
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rdbm_plugin import compat
-from rdbm_plugin.models.checkpoint import load_weights
-from rdbm_plugin.option_file import parse, read_option_file
-from rdbm_plugin.options import OptionError, build, check_choice
-from rdbm_plugin.whole_file import write_whole
+from rdbm_plugin.archs.checkpoint import load_weights
+from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.option_file import parse, read_option_file
+from rdbm_plugin.config.options import OptionError, build, check_choice
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / 'options/ablations/suite.yml'
@@ -202,7 +201,7 @@ def _psnr(error: float) -> float:
 
 def load(row: Row, device: torch.device) -> nn.Module:
     """The trained network, moving average if there is one."""
-    from rdbm_plugin.preflight import registered
+    from rdbm_plugin.basicsr_host.lookup import registered
     opt = row.options()
     network = build('network_g', opt['network_g'], registered('ARCH'))
     load_weights(network, row.weights, 'params_ema' if opt['train'].get('ema_decay') else 'params')
@@ -229,7 +228,7 @@ def measure(row: Row, sets: Mapping[str, Any], device: torch.device) -> None:
     """Restore the held-out photos in every way; write scores and the first picture of each task to the experiment."""
     from basicsr.utils import imwrite
 
-    from rdbm_plugin.report import to_picture
+    from rdbm_plugin.evaluation.pictures import to_picture
     network = load(row, device)
     images = list(test_images(sets))
     pictures = row.folder / 'ablation'
@@ -322,7 +321,6 @@ def main(words: Sequence[str]) -> int:
 def measure_main() -> int:
     """The process that measures one row."""
     args = arguments(sys.argv[1:])
-    compat.provide_functional_tensor()
     import rdbm_plugin.registration  # noqa: F401
     suite = Suite.read(args.suite, args.scale)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')

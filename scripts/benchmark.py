@@ -26,18 +26,18 @@ import torch
 from plain_networks import attention_unet, naf_unet
 from torch import Tensor, nn
 
-from rdbm_plugin import BridgeSampler, RDBMUNet, build_bridge, compat
+from rdbm_plugin import BridgeSampler, RDBMUNet, build_bridge
+from rdbm_plugin.archs.complexity import giga_multiply_adds
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS
-from rdbm_plugin.complexity import giga_multiply_adds
-from rdbm_plugin.option_file import read_option_file
-from rdbm_plugin.options import OptionError
-from rdbm_plugin.tiling import TiledNetwork, tile_for
+from rdbm_plugin.basicsr_host import compat
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.inference.tiling import TiledNetwork, tile_for
 
-compat.provide_functional_tensor()
 compat.keep_freed_memory()
 import_module('rdbm_plugin.registration')
 RDBMModel = import_module('rdbm_plugin.models.rdbm_model').RDBMModel
-evaluation = import_module('rdbm_plugin.evaluation')
+cost = import_module('rdbm_plugin.evaluation.cost')
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options/train_rdbm_quickstart.yml'
 
@@ -60,10 +60,10 @@ def in_turn(args: Namespace, *calls: Callable[[], object]) -> list[list[float]]:
     found: list[list[float]] = [[] for _ in calls]
     for number in range(args.rounds + 1):
         for seconds, call in zip(found, calls):
-            evaluation.wait(torch.device(args.device))
+            cost.wait(torch.device(args.device))
             start = perf_counter()
             call()
-            evaluation.wait(torch.device(args.device))
+            cost.wait(torch.device(args.device))
             if number:
                 seconds.append(perf_counter() - start)
     return found
@@ -198,7 +198,7 @@ def growth(args: Namespace) -> Iterator[dict[str, Any]]:
             run = inference(lambda call=call, mu=mu, t=t: call(mu, mu, t))
             rounds = Namespace(**{**vars(args), 'rounds': args.rounds if size <= 512 else 3 if size <= 1024 else 1})
             seconds.append(statistics.median(in_turn(rounds, run)[0]))
-            with evaluation.PeakMemory(torch.device(args.device)) as peak:
+            with cost.PeakMemory(torch.device(args.device)) as peak:
                 run()
             memory.append(peak.mib)
             print(f'   {title} {size}x{size}: {seconds[-1]:.3f} s, {memory[-1] or 0:.0f} MiB', flush=True)
@@ -250,11 +250,11 @@ def steps_alone(args: Namespace) -> None:
     compat.end_distributed()
 
 
-def matching(target: float, cost: Callable[[nn.Module], float], make: Callable[[int], nn.Module]) -> nn.Module:
+def matching(target: float, count: Callable[[nn.Module], float], make: Callable[[int], nn.Module]) -> nn.Module:
     """The network of the width whose cost is nearest to ``target``."""
     def distance(width: int) -> float:
         with torch.device('meta'):
-            return abs(cost(make(width)) - target)
+            return abs(count(make(width)) - target)
     return make(min(range(4, 90), key=distance))
 
 

@@ -27,12 +27,10 @@ from prepare_universal import tiles
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rdbm_plugin import compat
 from rdbm_plugin.data.clean_sources import DeadLeaves
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import to_float
 
-compat.provide_functional_tensor()
 build_dataset = import_module('basicsr.data').build_dataset
 EnlargedSampler = import_module('basicsr.data.data_sampler').EnlargedSampler
 import_module('rdbm_plugin.registration')

@@ -21,16 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rdbm_plugin import compat
+from rdbm_plugin.archs.checkpoint import load_weights
 from rdbm_plugin.bridge import build_bridge
-from rdbm_plugin.models.checkpoint import load_weights
-from rdbm_plugin.option_file import read_option_file
-from rdbm_plugin.options import OptionError, build
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.options import OptionError, build
 from rdbm_plugin.samplers import Sampler, build_sampler
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 
-compat.provide_functional_tensor()
-preflight = import_module('rdbm_plugin.preflight')
+lookup = import_module('rdbm_plugin.basicsr_host.lookup')
 import_module('rdbm_plugin.registration')
 build_dataset = import_module('basicsr.data').build_dataset
 
@@ -56,8 +54,8 @@ def load(args: Namespace) -> tuple[Any, torch.nn.Module, list[dict[str, Any]]]:
         OptionError: Naming the file or key.
     """
     opt = read_option_file(args.opt)
-    bridge = build_bridge(opt.get('bridge'), preflight.registered('BRIDGE'))
-    network = build('network_g', opt['network_g'], preflight.registered('ARCH'))
+    bridge = build_bridge(opt.get('bridge'), lookup.registered('BRIDGE'))
+    network = build('network_g', opt['network_g'], lookup.registered('ARCH'))
     load_weights(network, args.checkpoint, args.param_key)
     items = []
     for phase, block in opt['datasets'].items():

@@ -15,10 +15,10 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from rdbm_plugin.models.checkpoint import read_parameters, write_safetensors
-from rdbm_plugin.models.mmengine_layout import from_basicsr
+from rdbm_plugin.archs.checkpoint import read_parameters, write_safetensors
+from rdbm_plugin.archs.mmengine_layout import from_basicsr
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.models.saving import save_whole
-from rdbm_plugin.options import OptionError
 
 LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters,
            'mmengine': lambda parameters: from_basicsr({'params': parameters})}

@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb, same_stems
 from rdbm_plugin.data.lmdb_writer import LmdbWriter
-from rdbm_plugin.options import OptionError
 
 
 def create(folder: str | Path, target: str | Path, check: bool = True) -> int:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from benchmark_samplers import load, psnr
 
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.degradations import degrade, draw
-from rdbm_plugin.options import OptionError
-from rdbm_plugin.report import picture_grid, to_picture
+from rdbm_plugin.evaluation.pictures import picture_grid, to_picture
 from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.samplers.consistency import known_pixels
 

@@ -1,6 +1,6 @@
 """Exports one evaluation of a network, and the plan to sample with it, as TorchScript, torch.export or ONNX.
 
-    python scripts/export_network.py rdbm_plugin/weights/rdbm_t.pth rdbm.onnx
+    python scripts/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
     python scripts/export_network.py experiments/NAME/models/net_g_latest.pth rdbm.pt --steps 10
 
 The file takes the state x_t and the degraded image mu, (N, 3, H, W) float32 in about [-1, 1], and the node t, (N,)
@@ -31,9 +31,9 @@ from rdbm_plugin import Restorer
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import DARKEST, STRIP, WINDOW, Context, RDBMUNet, standardise
 from rdbm_plugin.bridge import ResidualBridge
-from rdbm_plugin.options import OptionError, check_int
+from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.options import OptionError, check_int
 from rdbm_plugin.samplers.bridge_sampler import BridgeSampler
-from rdbm_plugin.whole_file import write_whole
 
 INPUTS, OUTPUT = ('x_t', 'mu', 't'), 'residual'
 LEAST = 32

@@ -20,22 +20,20 @@ import matplotlib
 import numpy as np
 import torch
 
-from rdbm_plugin import compat
 from rdbm_plugin.bridge import ResidualBridge, build_bridge
 from rdbm_plugin.bridge.coefficients import forward_kernel
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import degrade, draw
 from rdbm_plugin.data.image_source import to_float
-from rdbm_plugin.option_file import read_option_file
-from rdbm_plugin.options import OptionError
-from rdbm_plugin.report import picture_grid
+from rdbm_plugin.evaluation.pictures import picture_grid
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-compat.provide_functional_tensor()
 import_module('rdbm_plugin.registration')
-preflight = import_module('rdbm_plugin.preflight')
+lookup = import_module('rdbm_plugin.basicsr_host.lookup')
 
 RESIDUALS = (0.01, 0.05, 0.2, 1.0)
 
@@ -141,7 +139,7 @@ def main() -> int:
     args = arguments()
     try:
         blocks = [read(file) for file in args.files]
-        bridges = {each['name']: build_bridge(each['bridge'], preflight.registered('BRIDGE')) for each in blocks}
+        bridges = {each['name']: build_bridge(each['bridge'], lookup.registered('BRIDGE')) for each in blocks}
         first = next(iter(bridges.values()))
         general = {'schedule': first.theta.tolist(), 'timesteps': first.timesteps,
                    'stationary_variance': first.stationary_variance, 'brownian': first.brownian}

@@ -25,12 +25,12 @@ from create_lmdb import create
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import ImageError, ImageSource, same_stems, to_float
-from rdbm_plugin.options import OptionError
-from rdbm_plugin.report import picture_grid
-from rdbm_plugin.whole_file import write_whole
+from rdbm_plugin.evaluation.pictures import picture_grid
 
 SMALL = 256
 SNIPPET = """

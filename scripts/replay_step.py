@@ -15,16 +15,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdbm_plugin import compat
+from rdbm_plugin.archs.checkpoint import read_safely
+from rdbm_plugin.archs.precision import PRECISIONS, working_in
 from rdbm_plugin.bridge import build_bridge
-from rdbm_plugin.models.checkpoint import read_safely
-from rdbm_plugin.objective import Objective, States
-from rdbm_plugin.options import OptionError, build
-from rdbm_plugin.precision import PRECISIONS, working_in
+from rdbm_plugin.config.options import OptionError, build
+from rdbm_plugin.losses.objective import Objective, States
 
-compat.provide_functional_tensor()
 import_module('rdbm_plugin.registration')
-host, preflight = (import_module(f'rdbm_plugin.{name}') for name in ('host', 'preflight'))
+lookup = import_module('rdbm_plugin.basicsr_host.lookup')
+option_checks = import_module('rdbm_plugin.models.option_checks')
 
 
 def main() -> int:
@@ -36,9 +35,10 @@ def main() -> int:
     print(f'Iteration {dump["iteration"]}: {dump["losses"]}, norm of the gradient {dump["norm"]:g}')
     for name, tensor in {**dump['states'], **{f'weights {k}': v for k, v in dump['params'].items()}}.items():
         tell(name, tensor, dump)
-    network = build('network_g', options['network_g'], host.registered('ARCH'))
+    network = build('network_g', options['network_g'], lookup.registered('ARCH'))
     network.load_state_dict(dump['params'])
-    amp = preflight.check_training(options['train'], build_bridge(options['bridge'], host.registered('BRIDGE'))).amp
+    bridge = build_bridge(options['bridge'], lookup.registered('BRIDGE'))
+    amp = option_checks.check_training(options['train'], bridge).amp
     precisions = dict.fromkeys(('none', amp.replace('auto', 'bf16')))
     found = [repeat(network, options, States(**dump['states']), each) for each in precisions]
     return int(any(found))
@@ -64,8 +64,8 @@ def repeat(network: nn.Module, options: dict[str, Any], states: States, amp: str
         return hook
 
     hooks = [module.register_forward_hook(look(name)) for name, module in network.named_modules()]
-    objective = Objective(build_bridge(options['bridge'], host.registered('BRIDGE')),
-                          build('train: pixel_opt', options['train']['pixel_opt'], host.registered('LOSS')))
+    objective = Objective(build_bridge(options['bridge'], lookup.registered('BRIDGE')),
+                          build('train: pixel_opt', options['train']['pixel_opt'], lookup.registered('LOSS')))
     network.zero_grad()
     with working_in(PRECISIONS[amp], 'cpu'):
         output = objective.output(states, network).float()

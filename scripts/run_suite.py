@@ -25,10 +25,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rdbm_plugin import compat
-from rdbm_plugin.options import OptionError
+from rdbm_plugin.commands import pipeline
+from rdbm_plugin.config.options import OptionError
 
-compat.provide_functional_tensor()
 TRIAL = 40
 """Iterations of the run that measures the time of one."""
 
@@ -78,7 +77,7 @@ def seconds_per_iteration(file: str, name: str, changes: list[str], log: Path) -
 
 def train(file: str, args: Namespace, bar: tqdm) -> str | None:
     """Train one file unless that was done; return what went wrong, or None."""
-    name = compat.read_options(file, args.force_yml)['name']
+    name = pipeline.read_options(file, args.force_yml)['name']
     if Path('experiments', name, 'models', 'net_g_latest.pth').is_file():
         bar.write(f'{name}: trained already')
         return None

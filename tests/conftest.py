@@ -43,7 +43,7 @@ def basicsr_folder():
 
 def basicsr_into(folder, loader=LOADER):
     """BasicSR 1.4.2 as from PyPI, with another YAML loader if wanted, and our option files beside it."""
-    from rdbm_plugin.codebase import look_at, undoing
+    from rdbm_plugin.basicsr_host.codebase import look_at, undoing
     shutil.copytree(basicsr_folder(), folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copytree(ROOT / 'options', folder / 'options')
     options = folder / 'basicsr/utils/options.py'
@@ -89,7 +89,7 @@ def arguments(name, option_file, changes=None, extra=()):
 
 def training_options(changes=(), rank=0, ranks=1):
     """Options of the quickstart with changes, as RDBMModel gets them from BasicSR."""
-    from rdbm_plugin.option_file import read_option_file
+    from rdbm_plugin.config.option_file import read_option_file
     opt = read_option_file(ROOT / 'options/train_rdbm_quickstart.yml', ['num_gpu=0', *changes], plugins=False)
     opt.update(is_train=True, dist=ranks > 1, rank=rank, world_size=ranks)
     for phase, dataset in opt['datasets'].items():

@@ -12,16 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import basicsr.train  # noqa: F401
 import torch
 
-from rdbm_plugin import compat
+import rdbm_plugin.registration  # noqa: F401
 from rdbm_plugin.__main__ import main
-
-compat.provide_functional_tensor()
-import basicsr.train  # noqa: E402, F401
-
-import rdbm_plugin.registration  # noqa: E402, F401
-from rdbm_plugin.models.saving import check_whole  # noqa: E402
+from rdbm_plugin.models.saving import check_whole
 
 
 def start(arguments):

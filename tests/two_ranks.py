@@ -13,12 +13,9 @@ from conftest import training_options
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from rdbm_plugin import compat
-
-compat.provide_functional_tensor()
-import rdbm_plugin.registration  # noqa: E402, F401
-from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset  # noqa: E402
-from rdbm_plugin.models.rdbm_model import RDBMModel  # noqa: E402
+import rdbm_plugin.registration  # noqa: F401
+from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
+from rdbm_plugin.models.rdbm_model import RDBMModel
 
 out, samples, parts, optimizer, criterion = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:6]
 torch.set_num_threads(1)

@@ -1,1 +1,1 @@
-"""Networks. Need torch only."""
+"""Networks, their precision, cost and weight files. Needs torch only."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rdbm_plugin.archs.rdbm_unet_arch import sinusoids, zero
-from rdbm_plugin.options import build, check_int
+from rdbm_plugin.config.options import build, check_int
 
 
 class BridgeBackbone(nn.Module):
@@ -39,7 +39,7 @@ class BridgeBackbone(nn.Module):
     def __init__(self, backbone: Mapping[str, Any], in_channels: int = 3, out_channels: int = 3,
                  num_in_ch: int = 3) -> None:
         super().__init__()
-        from rdbm_plugin.host import registered
+        from rdbm_plugin.basicsr_host.lookup import registered
         check_int('num_in_ch', num_in_ch, 1)
         self.backbone = build('backbone', backbone, registered('ARCH'))
         width = check_int('in_channels', in_channels, 1)

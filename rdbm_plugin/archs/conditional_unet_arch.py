@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple
-from rdbm_plugin.options import check_int
+from rdbm_plugin.config.options import check_int
 
 HEADS, HEAD_CHANNELS = 4, 32
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdbm_plugin.options import check_choice, check_int
+from rdbm_plugin.config.options import check_choice, check_int
 
 
 class Size(NamedTuple):

@@ -16,7 +16,7 @@ from rdbm_plugin.bridge.family import (
     VPBridge,
 )
 from rdbm_plugin.bridge.schedules import SCHEDULES
-from rdbm_plugin.options import build
+from rdbm_plugin.config.options import build
 
 __all__ = ['BRIDGES', 'MODULATIONS', 'PREDICTIONS', 'SCHEDULES', 'ResidualBridge', 'Step', 'build_bridge']
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rdbm_plugin.bridge import coefficients as closed_form
 from rdbm_plugin.bridge.schedules import rates
-from rdbm_plugin.options import OptionError, check_choice, check_int, check_number
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_number
 
 MODULATIONS = ('residual', 'one', 'zero')
 PREDICTIONS = ('x0', 'residual', 'noise', 'velocity')

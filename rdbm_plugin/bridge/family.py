@@ -10,7 +10,7 @@ import math
 import torch
 
 from rdbm_plugin.bridge.bridge import ResidualBridge
-from rdbm_plugin.options import check_int, check_number
+from rdbm_plugin.config.options import check_int, check_number
 
 
 class FlowMatching(ResidualBridge):

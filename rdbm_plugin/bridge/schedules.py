@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rdbm_plugin.options import OptionError, check_choice, check_int, check_number
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_number
 
 
 def _cosine(steps: int) -> Tensor:

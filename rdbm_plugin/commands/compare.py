@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from rdbm_plugin import host
-from rdbm_plugin.options import OptionError
+from rdbm_plugin.basicsr_host import lookup
+from rdbm_plugin.config.options import OptionError
 
 
 def arguments() -> Namespace:
@@ -27,10 +29,13 @@ def arguments() -> Namespace:
 def main() -> int:
     """Compare; return 1 if a method failed, else 0."""
     args = arguments()
-    host.need_registries()
+    lookup.need_registries()
     import rdbm_plugin.registration  # noqa: F401
-    from rdbm_plugin.compare.comparison import Comparison
-    from rdbm_plugin.compare.methods import Method, read_test_options, unique_names
+    from rdbm_plugin.commands.pipeline import read_options
+    from rdbm_plugin.commands.preflight import check_options
+    from rdbm_plugin.evaluation.comparison import Comparison
+    from rdbm_plugin.evaluation.methods import Method, unique_names
+    from rdbm_plugin.models.option_checks import check_metrics
     files = [given for given in args.methods if not Path(given).is_dir()]
     if not (args.sets or files):
         raise OptionError('--sets: missing; as all methods are folders, an option file has to name the test sets.')
@@ -40,7 +45,10 @@ def main() -> int:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f'--out: {args.out}: cannot be made ({error.strerror}).') from None
-    comparison = Comparison(args.sets or files[0], Path(args.out), args.force_yml)
+    file = args.sets or files[0]
+    opt = read_options(file, args.force_yml)
+    comparison = Comparison(file, opt, Path(args.out))
+    check_metrics(opt)
     names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
                                        for given in args.methods])
     methods = []
@@ -51,6 +59,7 @@ def main() -> int:
         method = Method(name, Path(args.out, 'methods', name))
         try:
             method.opt = read_test_options(given, args.force_yml)
+            check_options({**method.opt, 'datasets': {}})
         except OptionError as error:
             method.fault = str(error)
         methods.append(method)
@@ -58,3 +67,28 @@ def main() -> int:
     comparison.score(methods, args.page_images)
     comparison.write(methods)
     return int(any(method.fault for method in methods))
+
+
+def read_test_options(file: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Options of a file for a test, as BasicSR's test script reads them, whether it is for training or for a test.
+
+    The checkpoint is the one the file names; a file for training stands for what it trained:
+    ``experiments/NAME/models/net_g_latest.pth``.
+
+    Raises:
+        OptionError: The file cannot be read, or its network has not been trained.
+    """
+    from rdbm_plugin.commands.pipeline import read_options
+    opt = read_options(file, changes)
+    path = opt['path']
+    if 'train' in opt:
+        trained = Path('experiments', opt['name'], 'models', 'net_g_latest.pth')
+        if not trained.is_file():
+            raise OptionError(f'{file}: not trained yet: no {trained}; run: rdbm train -opt {file}')
+        path['pretrain_network_g'] = str(trained)
+        path['param_key_g'] = 'params_ema' if (opt['train'].get('ema_decay') or 0) > 0 else 'params'
+        path['strict_load_g'] = True
+        del opt['train']
+    elif not path.get('pretrain_network_g'):
+        raise OptionError(f'{file}: path: pretrain_network_g: missing; there is nothing to test.')
+    return opt

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rdbm_plugin.codebase import installation, installed, look_at, mending, undoing
+from rdbm_plugin.basicsr_host.codebase import installation, installed, look_at, mending, undoing
+from rdbm_plugin.config.option_keys import unknown_keys
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.inspection import Finding, inspect_data
-from rdbm_plugin.option_keys import unknown_keys
-from rdbm_plugin.options import OptionError
 
 DESCRIPTION = """Check the installation, and with -opt an option file and its data. --fix mends the BasicSR that Python
 imports, or that of --codebase; --install-into lets a code base find the plugin; --undo takes back what both did."""
@@ -135,18 +135,19 @@ def _has_functional_tensor() -> bool:
 
 def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
     """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
-    from rdbm_plugin import compat, host
+    from rdbm_plugin.basicsr_host import lookup
+    from rdbm_plugin.commands import pipeline
     try:
-        host.need_registries()
+        lookup.need_registries()
     except OptionError as error:
         yield Finding('error', 'file', str(error))
         return
     import rdbm_plugin.registration  # noqa: F401
-    from rdbm_plugin.option_file import read_option_file
-    from rdbm_plugin.preflight import checks
+    from rdbm_plugin.commands.preflight import checks
+    from rdbm_plugin.config.option_file import read_option_file
     try:
         training = 'train' in read_option_file(file, changes)
-        opt = compat.read_options(file, changes, training)
+        opt = pipeline.read_options(file, changes, training)
     except OptionError as error:
         yield Finding('error', 'file', str(error))
         return

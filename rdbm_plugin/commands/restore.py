@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from rdbm_plugin.data.image_source import SUFFIXES, ImageError, to_float
 from rdbm_plugin.data.photo_file import MAX_MEGAPIXELS, WRITABLE, Photo, read_photo, write_photo
-from rdbm_plugin.report import strip
-from rdbm_plugin.restorer import DTYPES, Restorer
+from rdbm_plugin.evaluation.pictures import strip
+from rdbm_plugin.inference.restorer import DTYPES, Restorer
+from rdbm_plugin.inference.tiling import OVERLAP
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
-from rdbm_plugin.tiling import OVERLAP
 
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 

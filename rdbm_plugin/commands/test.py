@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from rdbm_plugin.options import OptionError
+from rdbm_plugin.config.options import OptionError
 
 EXPLANATION = """rdbm test also takes:
   --steps N,N,...       restore with each of these numbers of network evaluations; tables and a plot of what they
@@ -25,12 +25,13 @@ def main() -> None:
     if {'-h', '--help'} & set(rest):
         print(EXPLANATION)
 
-    from rdbm_plugin import compat, host
-    host.need_registries()
+    from rdbm_plugin.basicsr_host import compat, lookup
+    from rdbm_plugin.commands import pipeline
+    lookup.need_registries()
     from basicsr import test
 
     import rdbm_plugin.registration  # noqa: F401
-    compat.check_before_writing(test)
+    pipeline.check_before_writing(test)
     compat.distribute_on_cpus()
     if given.steps is None:
         test.test_pipeline(str(Path.cwd()))
@@ -51,8 +52,8 @@ def sweep(steps: list[int]) -> None:
     from basicsr import test
     from basicsr.utils import get_root_logger, mkdir_and_rename
 
-    from rdbm_plugin import compat
-    from rdbm_plugin.preflight import check_bridge
+    from rdbm_plugin.basicsr_host import compat
+    from rdbm_plugin.models.option_checks import check_bridge
     arguments = list(sys.argv)
     opt, _ = test.parse_options(str(Path.cwd()), is_train=False)
     if not isinstance((opt.get('val') or {}).get('sampler'), dict):
@@ -91,11 +92,11 @@ def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
         folder: Where to; it exists.
         results: Steps -> content of ``results.json``.
     """
-    from rdbm_plugin.complexity import giga_multiply_adds
-    from rdbm_plugin.host import registered
-    from rdbm_plugin.options import build
-    from rdbm_plugin.report import plot_sweep
-    from rdbm_plugin.results import aligned, digits, markdown, write_csv
+    from rdbm_plugin.archs.complexity import giga_multiply_adds
+    from rdbm_plugin.basicsr_host.lookup import registered
+    from rdbm_plugin.config.options import build
+    from rdbm_plugin.evaluation.pictures import plot_sweep
+    from rdbm_plugin.evaluation.results import aligned, digits, markdown, write_csv
     options = next(iter(results.values()))['options']
     cost = giga_multiply_adds(build('network_g', options['network_g'], registered('ARCH')))
     rows = []

@@ -6,14 +6,15 @@ from pathlib import Path
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and train; experiments/ is made in the working directory."""
-    from rdbm_plugin import compat, host
-    host.need_registries()
+    from rdbm_plugin.basicsr_host import compat, lookup
+    from rdbm_plugin.commands import pipeline
+    lookup.need_registries()
     from basicsr import train
 
     import rdbm_plugin.registration  # noqa: F401
-    compat.check_before_writing(train)
+    pipeline.check_before_writing(train)
     compat.distribute_on_cpus()
-    compat.go_on_exactly(train)
+    pipeline.go_on_exactly(train)
     compat.mend_prefetcher()
     train.train_pipeline(str(Path.cwd()))
     compat.end_distributed()

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rdbm_plugin.config.options import OptionError, check_int
 from rdbm_plugin.data.image_source import ImageSource
-from rdbm_plugin.options import OptionError, check_int
 
 EMBEDDED = {
     'train': ('astronaut.png', 'motorcycle_left.png', 'motorcycle_right.png', 'rocket.jpg'),

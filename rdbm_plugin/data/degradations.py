@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rdbm_plugin.options import check_choice
+from rdbm_plugin.config.options import check_choice
 
 Image = NDArray[np.float32]
 

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb
 from rdbm_plugin.data.universal_paired_dataset import Task, read_task
-from rdbm_plugin.options import OptionError
 
 SHOWN = 5
 """Names listed in one finding."""

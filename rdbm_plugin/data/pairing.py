@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rdbm_plugin.config.options import OptionError, suggest
 from rdbm_plugin.data.image_source import SUFFIXES, ImageSource, same_stems
-from rdbm_plugin.options import OptionError, suggest
 
 Label = Callable[[str], 'str | None']
 """Name without suffix -> what a pair has in common; None: no image of this side."""

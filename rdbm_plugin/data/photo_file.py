@@ -16,8 +16,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from rdbm_plugin.config.atomic_write import write_whole
 from rdbm_plugin.data.image_source import ImageError, decode_rgb
-from rdbm_plugin.whole_file import write_whole
 
 MAX_MEGAPIXELS = 100.0
 WRITABLE = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from rdbm_plugin.config.options import OptionError, check_int, check_number
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import DEGRADATIONS, MARGIN, TASKS, degrade, draw
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.task_mixture import MixedDataset
-from rdbm_plugin.options import OptionError, check_int, check_number
 
 KEPT_IN_MEMORY = 16
 """Sources of at most so many images are decoded once; the photos of larger ones would fill the memory of workers."""

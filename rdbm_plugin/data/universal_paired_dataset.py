@@ -8,11 +8,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_keys, check_number
 from rdbm_plugin.data.image_source import ImageError, ImageSource, to_float
 from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.pairing import Pairs, find_pairs
 from rdbm_plugin.data.task_mixture import MixedDataset, counts_of_weights
-from rdbm_plugin.options import OptionError, check_choice, check_int, check_keys, check_number
 
 
 class Task(NamedTuple):

@@ -1,1 +1,1 @@
-"""Training objectives. Need torch only."""
+"""The loss, and what a training step draws and compares. Needs torch only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rdbm_plugin.bridge import PREDICTIONS, ResidualBridge
-from rdbm_plugin.options import check_choice, check_number
+from rdbm_plugin.config.options import check_choice, check_number
 
 
 class ResidualModulatedLoss(nn.Module):

@@ -4,11 +4,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from rdbm_plugin import compat
-from rdbm_plugin.options import OptionError
-
-# At module level, as DataLoader workers that are spawned import this module again before they import BasicSR.
-compat.provide_functional_tensor()
+from rdbm_plugin.config.options import OptionError
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
-from rdbm_plugin import compat
-from rdbm_plugin.models.checkpoint import read_safely
-from rdbm_plugin.options import OptionError, suggest
+from rdbm_plugin.archs.checkpoint import read_safely
+from rdbm_plugin.basicsr_host import compat
+from rdbm_plugin.config.options import OptionError, suggest
 
 
 def launch() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 
-from rdbm_plugin.host import of_basicsr
-from rdbm_plugin.options import OptionError, check_choice
+from rdbm_plugin.basicsr_host.lookup import of_basicsr
+from rdbm_plugin.config.options import OptionError, check_choice
 from rdbm_plugin.registry import METRICS
 
 
@@ -43,7 +43,7 @@ class ProtocolMetric(BaseMetric):
         """Score results of BridgeRestorer."""
         from basicsr.utils.img_util import tensor2img
 
-        from rdbm_plugin.evaluation import scores
+        from rdbm_plugin.evaluation.scoring import scores
         for sample in data_samples:
             image = {key: tensor2img(sample[key]) for key in ('lq', 'restored', 'gt') if key in sample}
             each = [scores(image[key], image.get('gt'), {self.protocol: self.options}, 'evaluator')[self.protocol]

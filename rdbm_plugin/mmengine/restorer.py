@@ -12,11 +12,11 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor
 
-from rdbm_plugin.draws import Draws
-from rdbm_plugin.objective import Objective
-from rdbm_plugin.options import OptionError, check_number
+from rdbm_plugin.config.options import OptionError, check_number
+from rdbm_plugin.inference.tiling import OVERLAP, tiled
+from rdbm_plugin.losses.draws import Draws
+from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.registry import MODELS, TASK_UTILS
-from rdbm_plugin.tiling import OVERLAP, tiled
 
 Block = Mapping[str, Any]
 
@@ -72,8 +72,8 @@ class BridgeRestorer(BaseModel):
         bridge: Default: the paper's.
         loss: ResidualModulatedLoss (default), or any loss of two images in [0, 1].
         sampler: Default: BridgeSampler with 10 steps.
-        node_t_share, own_start_share: See :class:`rdbm_plugin.objective.Objective`.
-        tile, tile_overlap: See :func:`rdbm_plugin.tiling.tiled`.
+        node_t_share, own_start_share: See :class:`rdbm_plugin.losses.objective.Objective`.
+        tile, tile_overlap: See :func:`rdbm_plugin.inference.tiling.tiled`.
         data_preprocessor: Default: PairPreprocessor.
         init_cfg: As in mmengine.
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
-from rdbm_plugin import report
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.task_mixture import MixedDataset, count_batches
-from rdbm_plugin.draws import seed_step
-from rdbm_plugin.options import OptionError
+from rdbm_plugin.evaluation import pictures
+from rdbm_plugin.losses.draws import seed_step
 from rdbm_plugin.registry import HOOKS, OPTIM_WRAPPERS, STRATEGIES
 
 
@@ -119,9 +119,9 @@ class PictureHook(Hook):
                        outputs: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Show the first image of a batch."""
         if outputs and batch_idx < self.images:
-            found = [report.to_picture(outputs[0][key]) for key in ('lq', 'restored', 'gt') if key in outputs[0]]
+            found = [pictures.to_picture(outputs[0][key]) for key in ('lq', 'restored', 'gt') if key in outputs[0]]
             name = f'{outputs[0]["task"] or "image"}_{batch_idx}'
-            runner.visualizer.add_image(name, report.strip(found), runner.iter)
+            runner.visualizer.add_image(name, pictures.strip(found), runner.iter)
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -1,1 +1,2 @@
-"""The glue between the bridge and BasicSR."""
+"""RDBMModel and the parts that it holds. Needs BasicSR."""
+import rdbm_plugin.basicsr_host  # noqa: F401  lets BasicSR 1.4.2 be imported

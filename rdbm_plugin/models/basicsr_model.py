@@ -1,4 +1,4 @@
-"""BasicSR's SRModel, also where BasicSR is a fork that has a BaseModel alone. See :mod:`rdbm_plugin.host`."""
+"""The base of RDBMModel: BasicSR's SRModel, also where BasicSR is a fork that has a BaseModel alone."""
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdbm_plugin.host import has_registries, registered
-from rdbm_plugin.options import build
+from rdbm_plugin.basicsr_host.lookup import has_registries, registered
+from rdbm_plugin.config.options import build
 
 if has_registries():
     from basicsr.models.sr_model import SRModel as BasicSRModel

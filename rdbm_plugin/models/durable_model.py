@@ -15,13 +15,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from rdbm_plugin import __version__
+from rdbm_plugin.archs.checkpoint import check_fits, read_parameters
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.models.basicsr_model import BasicSRModel
-from rdbm_plugin.models.checkpoint import check_fits, read_parameters
 from rdbm_plugin.models.interruption import Interruption
 from rdbm_plugin.models.ranks import validation_group
 from rdbm_plugin.models.saving import delete_older, save_whole
-from rdbm_plugin.options import OptionError
 
 _PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 """What a scheduler knows that is not in the option file."""

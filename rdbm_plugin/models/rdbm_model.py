@@ -18,18 +18,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rdbm_plugin import evaluation, preflight
+from rdbm_plugin.archs.precision import computes_bf16, precision, working_in
+from rdbm_plugin.basicsr_host.lookup import registered
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
-from rdbm_plugin.draws import Draws, seed_step
-from rdbm_plugin.host import registered
+from rdbm_plugin.evaluation import cost
+from rdbm_plugin.inference.tiling import OVERLAP, tile_for, tiled
+from rdbm_plugin.losses.draws import Draws, seed_step
+from rdbm_plugin.losses.objective import Objective, States
+from rdbm_plugin.models import option_checks
 from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
 from rdbm_plugin.models.validating_model import ValidatingModel
-from rdbm_plugin.objective import Objective, States
-from rdbm_plugin.precision import computes_bf16, precision, working_in
 from rdbm_plugin.samplers import build_sampler
-from rdbm_plugin.tiling import OVERLAP, tile_for, tiled
 
 
 class RDBMModel(ValidatingModel):
@@ -57,7 +58,7 @@ class RDBMModel(ValidatingModel):
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        preflight.check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
+        option_checks.check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
         self.bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
         settings = opt.get('val') or {}
         self.sampler = build_sampler(settings.get('sampler'), self.bridge, registered('SAMPLER'))
@@ -76,7 +77,7 @@ class RDBMModel(ValidatingModel):
     # ------------------------------------------------------------------ training
 
     def init_training_settings(self) -> None:
-        self.settings = preflight.check_training(self.opt['train'], self.bridge)
+        self.settings = option_checks.check_training(self.opt['train'], self.bridge)
         self.dtype = precision(self.settings.amp, self.device)
         if self.dtype == torch.bfloat16 and not computes_bf16(self.device):
             get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
@@ -97,7 +98,7 @@ class RDBMModel(ValidatingModel):
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
-        cls = preflight.optimizer_class({'type': optim_type, 'lr': lr, **kwargs})
+        cls = option_checks.optimizer_class({'type': optim_type, 'lr': lr, **kwargs})
         if 'foreach' not in kwargs and 'fused' in signature(cls).parameters and self.device.type in ('cpu', 'cuda'):
             try:
                 return cls(params, lr=lr, **{'fused': True, **kwargs})
@@ -265,11 +266,11 @@ class RDBMModel(ValidatingModel):
         if self.tile == 'auto':
             self.tile = tile_for(net)
         network = tiled(net, self.tile, self.tile_overlap)
-        evaluation.wait(self.device)
+        cost.wait(self.device)
         start = perf_counter()
         with torch.inference_mode():
             result = self.sampler(network, 2 * self.lq - 1, self.seeds, keep_trajectory)
-        evaluation.wait(self.device)
+        cost.wait(self.device)
         self.seconds = perf_counter() - start
         self.evaluations = result.nfe
         # Adding half the residual to the input, not mapping x0 back, keeps untouched pixels bit-identical.

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from rdbm_plugin.models.checkpoint import read_parameters, read_safely
-from rdbm_plugin.options import OptionError
-from rdbm_plugin.whole_file import PARTIAL, write_whole
+from rdbm_plugin.archs.checkpoint import read_parameters, read_safely
+from rdbm_plugin.config.atomic_write import PARTIAL, write_whole
+from rdbm_plugin.config.options import OptionError
 
 
 def save_whole(content: Any, path: Path) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from rdbm_plugin import evaluation, report
+from rdbm_plugin.evaluation import pictures, scoring
+from rdbm_plugin.evaluation.results import ImageScore, SetScore, with_average, write_results
+from rdbm_plugin.inference.tiling import SMALLEST
 from rdbm_plugin.models.durable_model import DurableModel
 from rdbm_plugin.models.ranks import in_turn
-from rdbm_plugin.results import ImageScore, SetScore, with_average, write_results
-from rdbm_plugin.tiling import SMALLEST
 
 
 class ValidatingModel(DurableModel):
@@ -28,7 +28,7 @@ class ValidatingModel(DurableModel):
                                 if not phase.startswith('train')]
         self.degraded_scores: dict[str, dict[str, float]] = {}
         self.finished: dict[str, list[ImageScore]] = {}
-        self.examples: dict[str, list[report.Picture]] = {}
+        self.examples: dict[str, list[pictures.Picture]] = {}
         self.trajectory: list[Tensor] = []
         self.seconds, self.evaluations, self.warm = 0.0, 0.0, False
         super().__init__(opt)
@@ -74,7 +74,7 @@ class ValidatingModel(DurableModel):
             visuals = self.get_current_visuals()
             if index == 0:
                 self._show_example(name, visuals, current_iter, tb_logger)
-            return self._score(name, evaluation.image_name(data), visuals, current_iter, save_img)
+            return self._score(name, scoring.image_name(data), visuals, current_iter, save_img)
 
         scores = in_turn(lambda: [score(index) for index in bar if self.interruption.signal is None],
                          self.across_ranks)
@@ -91,13 +91,13 @@ class ValidatingModel(DurableModel):
         if save_img:
             self._write_picture(images['result'], self._image_path(dataset, image, current_iter))
         metrics, clean = self.opt['val'].get('metrics'), images.get('gt')
-        restored = evaluation.scores(images['result'], clean, metrics, dataset)
+        restored = scoring.scores(images['result'], clean, metrics, dataset)
         key = f'{dataset}/{image}'
         if key not in self.degraded_scores:
-            self.degraded_scores[key] = evaluation.scores(images['lq'], clean, metrics, dataset)
+            self.degraded_scores[key] = scoring.scores(images['lq'], clean, metrics, dataset)
         return ImageScore(image, restored, self.degraded_scores[key], self.seconds, self.evaluations)
 
-    def _write_picture(self, image: report.Picture, path: str) -> None:
+    def _write_picture(self, image: pictures.Picture, path: str) -> None:
         with self.surviving('A picture') if self.is_train else nullcontext():
             imwrite(image, path)
 
@@ -108,14 +108,14 @@ class ValidatingModel(DurableModel):
         return osp.join(folder, f'{image}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
 
     def _show_example(self, name: str, visuals: Mapping[str, Tensor], current_iter: int | str, tb_logger: Any) -> None:
-        self.examples[name] = [report.to_picture(visuals[key][0]) for key in ('lq', 'result', 'gt') if key in visuals]
+        self.examples[name] = [pictures.to_picture(visuals[key][0]) for key in ('lq', 'result', 'gt') if key in visuals]
         if tb_logger:
             columns = ('degraded', 'restored', 'clean')[:len(self.examples[name])]
-            grid = report.picture_grid({name: self.examples[name]}, columns)
+            grid = pictures.picture_grid({name: self.examples[name]}, columns)
             tb_logger.add_image(f'validation/{name}', grid, current_iter, dataformats='HWC')
             if self.trajectory:
-                states = [report.to_picture(state[0]) for state in self.trajectory]
-                tb_logger.add_image(f'trajectory/{name}', report.strip(states), current_iter, dataformats='HWC')
+                states = [pictures.to_picture(state[0]) for state in self.trajectory]
+                tb_logger.add_image(f'trajectory/{name}', pictures.strip(states), current_iter, dataformats='HWC')
 
     def _log_scores(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
         self._initialize_best_metric_results(name)
@@ -140,12 +140,12 @@ class ValidatingModel(DurableModel):
         logger = get_root_logger()
         evaluations = SetScore.average(sets.values()).evaluations
         for metric in sets[name].restored:
-            table = report.gain_table({dataset: (each.degraded[metric], each.restored[metric])
+            table = pictures.gain_table({dataset: (each.degraded[metric], each.restored[metric])
                                        for dataset, each in sets.items()}, metric)
             logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{table}')
         picture = osp.join(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
-        self._write_picture(report.picture_grid(self.examples, columns)[:, :, ::-1], picture)
+        self._write_picture(pictures.picture_grid(self.examples, columns)[:, :, ::-1], picture)
         logger.info(f'Before and after: {picture}')
         if not self.is_train:
             folder = Path(self.opt['path']['results_root'])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rdbm_plugin.bridge import ResidualBridge
-from rdbm_plugin.options import build
+from rdbm_plugin.config.options import build
 from rdbm_plugin.samplers.bridge_sampler import BridgeSampler
 from rdbm_plugin.samplers.parallel_sampler import ParallelSampler
 from rdbm_plugin.samplers.sampler import Sampler, SampleResult, TrajectoryPoint

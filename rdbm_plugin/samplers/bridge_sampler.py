@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rdbm_plugin.bridge import ResidualBridge, Step
-from rdbm_plugin.options import OptionError, check_choice, check_int, check_number
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_number
 from rdbm_plugin.samplers.sampler import Sampler, SampleResult
 
 SOLVERS = ('euler', 'multistep_rho', 'multistep_phi', 'heun', 'mean_ode')

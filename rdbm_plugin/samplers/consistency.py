@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdbm_plugin.options import OptionError, check_int, check_number
+from rdbm_plugin.config.options import OptionError, check_int, check_number
 from rdbm_plugin.samplers.sampler import Consistency
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rdbm_plugin.bridge import ResidualBridge
-from rdbm_plugin.options import check_int, check_number
+from rdbm_plugin.config.options import check_int, check_number
 from rdbm_plugin.samplers.sampler import Sampler, SampleResult
 
 

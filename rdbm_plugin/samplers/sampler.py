@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rdbm_plugin.bridge import ResidualBridge
-from rdbm_plugin.options import OptionError, check_choice
+from rdbm_plugin.config.options import OptionError, check_choice
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 Consistency = Callable[[Tensor], Tensor]

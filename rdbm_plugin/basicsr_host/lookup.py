@@ -1,0 +1,94 @@
+"""What the surrounding BasicSR offers, with registries or, in forks of the time before them, found by scans.
+
+Forks such as NAFNet, Restormer and Retinexformer keep BasicSR 1.2's layout: ``basicsr/models/archs`` and no registries;
+a class is looked for by its name in every module of a folder that ends in ``_arch``, ``_model`` or ``_dataset``.
+"""
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.config.options import OptionError
+
+_SCANNED = {'ARCH': ('basicsr.models.archs', '_arch'), 'MODEL': ('basicsr.models', '_model'),
+            'DATASET': ('basicsr.data', '_dataset'), 'LOSS': ('basicsr.models.losses', ''),
+            'METRIC': ('basicsr.metrics', '')}
+"""Registry -> the package of a fork that takes its place, and how the modules in it end."""
+
+
+@cache
+def has_registries() -> bool:
+    """Whether this BasicSR has registries, as all since version 1.3 have."""
+    return find_spec('basicsr.archs') is not None
+
+
+def need_registries() -> None:
+    """Raise OptionError without BasicSR, or in a fork, whose training and test are its own scripts."""
+    # Files that were left behind make a package, too.
+    if find_spec('basicsr') is None or find_spec('basicsr.models') is None:
+        raise OptionError('BasicSR is not installed: pip install --no-build-isolation basicsr, or put the folder of a '
+                          'checkout on PYTHONPATH.')
+    if not has_registries():
+        raise OptionError('this basicsr is a fork without registries; use its own scripts, python basicsr/train.py and '
+                          'basicsr/test.py, after "rdbm doctor --install-into FOLDER".')
+
+
+def registered(name: str) -> dict[str, Any]:
+    """Name -> class or function of one of BasicSR's registries, such as ``registered('ARCH')``, ours among them.
+
+    BasicSR finds what it has registered with a suffix, as SRVGGNetCompact_basicsr, without it too.
+    """
+    ours = {key: getattr(import_module(module), key) for module, key in (each.split(':') for each in REGISTERED[name])}
+    if not has_registries():
+        return {**_scanned(name), **ours}
+    found = dict(iter(getattr(import_module('basicsr.utils.registry'), f'{name}_REGISTRY', {})))
+    return {**ours, **{key.removesuffix('_basicsr'): value for key, value in found.items()}, **found}
+
+
+def of_basicsr(name: str) -> dict[str, Any]:
+    """As :func:`registered`; empty without BasicSR."""
+    return registered(name) if find_spec('basicsr') is not None else {}
+
+
+def _scanned(name: str) -> dict[str, Any]:
+    if name not in _SCANNED:
+        return {}
+    package, ending = _SCANNED[name]
+    import_module(package)
+    modules = [module for key, module in list(sys.modules.items())
+               if key.startswith(package) and key.endswith(ending) and key.count('.') <= package.count('.') + 1]
+    return {key: value for module in modules for key, value in vars(module).items()
+            if (inspect.isclass(value) or inspect.isfunction(value)) and not key.startswith('_')}
+
+
+def metric_arguments(metric: str, options: Mapping[str, Any], image: Any = None, clean: Any = None) -> dict[str, Any]:
+    """The keyword arguments that a metric is called with, as BasicSR's calculate_metric calls it.
+
+    Forks name the first image otherwise, and their metrics refuse what they do not know.
+
+    Args:
+        metric: Its name.
+        options: Its block under ``val: metrics:``, which has ``better`` for BasicSR itself.
+        image: Restored image.
+        clean: Ground truth, left out where the metric does not take it.
+    """
+    parameters = inspect.signature(registered('METRIC')[metric]).parameters
+    any_key = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    names = (name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD)
+    first = 'img' if 'img' in parameters else next(names, 'img')
+    arguments = {first: image, **{key: value for key, value in options.items() if key != 'type'}}
+    if 'better' not in parameters and not any_key:
+        arguments.pop('better', None)
+    return {**arguments, 'img2': clean} if 'img2' in parameters or (any_key and clean is not None) else arguments
+
+
+def needs_clean(metric: str) -> bool:
+    """Whether a metric compares with ground truth."""
+    parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
+    return parameter is not None and parameter.default is inspect.Parameter.empty

@@ -1,0 +1,216 @@
+"""What ``rdbm train`` and ``rdbm test`` put around BasicSR's own scripts: checks before anything is written, and exact
+resumption. Needs BasicSR.
+
+BasicSR's functions are replaced in the process of our command only, and do for other models what they always did.
+"""
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from math import ceil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger, options, set_random_seed
+from basicsr.utils.misc import check_resume
+
+from rdbm_plugin.basicsr_host.lookup import registered
+from rdbm_plugin.commands.preflight import check_options
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.option_keys import check_values
+from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
+from rdbm_plugin.data.task_mixture import MixedDataset
+from rdbm_plugin.models.durable_model import DurableModel, Loop
+from rdbm_plugin.models.saving import clear_partial, newest_state, read_state
+
+
+class _YamlOf:
+    """Stands in for the module yaml within BasicSR's parse_options: what it loads has been read already."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.load = lambda *_, **__: content
+
+    def __getattr__(self, name: str) -> Any:
+        import yaml
+        return getattr(yaml, name)
+
+
+def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
+    """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
+
+    BasicSR runs both as programs, and seeds before the changes are made. ``--local-rank`` is what
+    torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
+
+    Raises:
+        OptionError: Naming file, key, line or change.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('-opt')
+    parser.add_argument('--force_yml', nargs='+', default=[])
+    given, rest = parser.parse_known_args(sys.argv[1:])
+    if given.opt is None:
+        return options.parse_options(root_path, is_train=is_train)
+    content = read_option_file(given.opt, given.force_yml)
+    check_values({**content, 'is_train': is_train})
+    open_seed = content.get('manual_seed') is None
+    saved, yaml = sys.argv, options.yaml
+    sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
+    options.yaml = _YamlOf(content)
+    try:
+        opt, args = options.parse_options(root_path, is_train=is_train)
+    finally:
+        sys.argv, options.yaml = saved, yaml
+    if open_seed and opt['dist']:
+        # BasicSR draws another one on each rank.
+        seeds = [opt['manual_seed']]
+        torch.distributed.broadcast_object_list(seeds)
+        opt['manual_seed'] = seeds[0]
+        options.set_random_seed(seeds[0] + opt['rank'])
+    return opt, args
+
+
+def check_before_writing(pipeline: ModuleType) -> None:
+    """Check the options of basicsr.train or basicsr.test right after they are read.
+
+    BasicSR makes folders and renames those of an older run before it builds anything.
+    """
+    def parse(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
+        opt, args = parse_options(root_path, is_train)
+        check_options(opt)
+        if not is_train and not opt['path'].get('pretrain_network_g'):
+            raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
+        if not is_train and 'save_img' not in (opt.get('val') or {}):
+            raise OptionError('val: save_img: missing; expected true or false.')
+        return opt, args
+
+    pipeline.parse_options = parse
+
+
+def go_on_exactly(pipeline: ModuleType) -> None:
+    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train go on within an epoch, from whole files alone.
+
+    BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
+    working directory only. Models that have no ``attach`` keep BasicSR's data order.
+    """
+    made: dict[str, Any] = {'epoch': 0, 'iter': 0}
+    loop: dict[str, Any] = {}
+
+    def find_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+        state = load_resume_state(opt)
+        made.update({key: state[key] for key in made} if state else {})
+        return state
+
+    def make_loggers(opt: dict[str, Any]) -> Any:
+        board = start_loggers(opt)
+        loop['tb_logger'] = board and SurvivingBoard(board)
+        return loop['tb_logger']
+
+    def make_set(dataset_opt: dict[str, Any]) -> Any:
+        dataset = build_set(dataset_opt)
+        training = dataset_opt['phase'] == 'train'
+        return SeededDataset(dataset) if training and not isinstance(dataset, MixedDataset) else dataset
+
+    def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
+        if issubclass(registered('MODEL')[opt['model_type']], DurableModel):
+            pipeline.EnlargedSampler = partial(ResumableSampler, seed=opt['manual_seed'])
+            pipeline.build_dataset = make_set
+        loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
+        loop.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
+        if not len(loader):
+            raise OptionError(f'datasets: train: dataset_enlarge_ratio: {len(sampler)} samples an epoch do not fill '
+                              f'one batch of {loader.batch_size}.')
+        # BasicSR counts the incomplete batch at the end of an epoch, which its loader drops, and would end too early;
+        # nor need the epochs so far have been as long as they are now.
+        epochs = made['epoch'] + ceil((iterations - made['iter']) / len(loader))
+        return loader, sampler, val_loaders, epochs, iterations
+
+    def make_model(opt: dict[str, Any]) -> Any:
+        model = build_model(opt)
+        if isinstance(model, DurableModel):
+            model.attach(Loop(**loop))
+        return model
+
+    start_loggers, build_set = pipeline.init_tb_loggers, pipeline.build_dataset
+    build_loaders, build_model = pipeline.create_train_val_dataloader, pipeline.build_model
+    pipeline.init_tb_loggers, pipeline.create_train_val_dataloader = make_loggers, make_loaders
+    pipeline.build_model, pipeline.load_resume_state = make_model, find_state
+
+
+class SurvivingBoard:
+    """A TensorBoard writer that does not end the training when its disk is full, as torch's does."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.lost:
+                return None
+            try:
+                return getattr(self.board, name)(*args, **kwargs)
+            except OSError as error:
+                self.lost = True
+                get_root_logger().warning(f'TensorBoard can write no more: {error}. Training goes on without.')
+                return None
+        return call
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, None for a new run; replaces BasicSR's function of this name.
+
+    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named.
+
+    Raises:
+        OptionError: The state asked for, or every state of the run, is damaged.
+    """
+    path, state = opt['path'].get('resume_state'), None
+    if opt['auto_resume']:
+        if opt['rank'] == 0:
+            clear_partial(Path(opt['path']['models']), Path(opt['path']['training_states']))
+        ignored = opt['path'].get('ignore_resume_networks') or ()
+        networks = [key.replace('network_', 'net_') for key in opt if key.startswith('network_') and key not in ignored]
+        faults = []
+        for path, found in newest_state(opt['path'], networks):
+            if not isinstance(found, OptionError):
+                state = found
+                break
+            faults.append(str(found))
+            if opt['rank'] == 0:
+                print(f'Passed over {path}: {found}', flush=True)
+        if faults and state is None:
+            raise OptionError(f'--auto_resume: no state in {opt["path"]["training_states"]} is whole; last fault: '
+                              f'{faults[-1]} Without --auto_resume a new run starts, and this one is archived.')
+    elif path is not None:
+        state = read_state(Path(path))
+    if state is None:
+        return None
+    opt['path']['resume_state'] = str(path)
+    if state.get('seed', opt['manual_seed']) != opt['manual_seed']:
+        # Left open in the option file, BasicSR draws another one in every start.
+        if opt['rank'] == 0:
+            print(f'manual_seed: {state["seed"]}, as the run began with it, not {opt["manual_seed"]}.', flush=True)
+        opt['manual_seed'] = state['seed']
+        set_random_seed(state['seed'] + opt['rank'])
+    with redirect_stdout(StringIO()):
+        check_resume(opt, state['iter'])
+    return state
+
+
+def read_options(file: str | Path, changes: Sequence[str] = (), is_train: bool = False) -> dict[str, Any]:
+    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml CHANGES``, which tell that nothing is
+    distributed."""
+    saved = sys.argv
+    sys.argv = ['rdbm', '-opt', str(file), *(['--force_yml', *changes] if changes else [])]
+    try:
+        with redirect_stdout(StringIO()):
+            return parse_options(str(Path.cwd()), is_train)[0]
+    finally:
+        sys.argv = saved

@@ -1,0 +1,63 @@
+"""Checks a whole option file, of any model, before anything is built or written. Needs BasicSR."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rdbm_plugin.basicsr_host.lookup import registered
+from rdbm_plugin.config.option_keys import check_values
+from rdbm_plugin.config.options import OptionError, check_block, check_choice, check_keys
+from rdbm_plugin.models.option_checks import check_bridge, check_metrics, check_network, check_schedule, check_unknown
+
+
+def check_foreign_model(opt: Mapping[str, Any]) -> None:
+    """Check that the network of another BasicSR model exists and takes its keys."""
+    network = check_block(opt, 'network_g')
+    check_keys('network_g', {k: v for k, v in network.items() if k != 'type'},
+               registered('ARCH')[check_choice('network_g: type', network.get('type'), registered('ARCH'))])
+
+
+def check_batches(images: int, dataset: Mapping[str, Any], ranks: int) -> None:
+    """Raise OptionError if a training set does not fill one batch; BasicSR would end without a single iteration."""
+    batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
+    if dataset.get('phase') == 'train' and batch and math.ceil(images * ratio / ranks) < batch:
+        raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {images} images as many times, '
+                          f'shared by {ranks} processes, do not fill one batch of {batch}.')
+
+
+def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> None:
+    """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's."""
+    where = f'datasets: {phase}'
+    cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
+    if cls.__module__.startswith('rdbm_plugin.'):
+        if dataset.get('persistent_workers') and dataset.get('phase') == 'train':
+            raise OptionError(f'{where}: persistent_workers: true would lose the order of the images; for fewer '
+                              'starts of workers make epochs longer by dataset_enlarge_ratio.')
+        check_batches(len(cls(dataset)), dataset, ranks)
+        return
+    for key, value in dataset.items():
+        if value is not None and key.startswith(('dataroot', 'meta_info_file')):
+            for root in value if isinstance(value, list) else [value]:
+                if not Path(root).expanduser().exists():
+                    raise OptionError(f'{where}: {key}: no such file or folder {root!r} '
+                                      f'(looked in {Path(root).absolute()}).')
+
+
+def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """All checks of an option file, each to be called; each raises OptionError if it fails."""
+    model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
+    ours = model.__module__.startswith('rdbm_plugin.')
+    first, own = ((check_unknown,), (check_bridge, check_network)) if ours else ((), (check_foreign_model,))
+    for check in (*first, check_values, *own, check_schedule, check_metrics):
+        yield partial(check, opt)
+    for phase, dataset in check_block(opt, 'datasets').items():
+        yield partial(check_dataset, phase, dataset, opt.get('world_size', 1))
+
+
+def check_options(opt: Mapping[str, Any]) -> None:
+    """Make all :func:`checks` and raise what the first to fail raises."""
+    for check in checks(opt):
+        check()

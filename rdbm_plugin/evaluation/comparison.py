@@ -1,0 +1,166 @@
+"""Running a comparison from test sets to tables, pictures and page. Needs BasicSR."""
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from basicsr.utils import get_root_logger
+from tqdm import tqdm
+
+from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.evaluation import page, pictures
+from rdbm_plugin.evaluation.methods import Example, Method, Picture, examples, find_picture, read_sets, run
+from rdbm_plugin.evaluation.results import (
+    ImageScore,
+    SetScore,
+    aligned,
+    markdown,
+    plain,
+    versions,
+    with_average,
+    write_csv,
+)
+from rdbm_plugin.evaluation.scoring import scores
+from rdbm_plugin.evaluation.tables import DEGRADED, Scores, cost_table, latex, long_table, metric_table
+
+CROP = 96
+"""Side in pixels of the crops in the grid."""
+
+
+class Comparison:
+    """Scores of several methods on the same images.
+
+    Args:
+        file: Name of the option file with the test sets and metrics.
+        opt: What it holds.
+        out: Folder of everything that is written.
+
+    Raises:
+        OptionError: The file has no test sets or no metrics.
+    """
+
+    def __init__(self, file: str, opt: Mapping[str, Any], out: Path) -> None:
+        self.metrics = (opt.get('val') or {}).get('metrics') or {}
+        if not self.metrics:
+            raise OptionError(f'{file}: val: metrics: missing; there is nothing to compare by.')
+        self.better = {name: each.get('better', 'higher') for name, each in self.metrics.items()}
+        self.sets = read_sets(opt)
+        self.file, self.out = file, out
+        self.found: dict[str, dict[str, list[ImageScore]]] = {}
+        self.shown: list[dict[str, Any]] = []
+        self.crops: dict[str, dict[str, Picture]] = {}
+
+    def restore(self, methods: Sequence[Method], timed: bool) -> None:
+        """Run the methods that have options; one that fails keeps its fault and stops no other."""
+        for method in methods:
+            if method.opt is None or method.fault:
+                continue
+            total = sum(map(len, self.sets.values()))
+            with tqdm(total=total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
+                try:
+                    run(method, self.sets, lambda _, bar=bar: bar.update(), timed)
+                except Exception as error:
+                    method.fault = f'{type(error).__name__}: {error}'
+                    get_root_logger().error(f'{method.name} failed:\n{traceback.format_exc()}')
+
+    def score(self, methods: Sequence[Method], page_images: int) -> None:
+        """Score all pictures as they are on disk."""
+        total = sum(map(len, self.sets.values()))
+        counts: dict[str, int] = {}
+        for example in tqdm(examples(self.sets), total=total, desc='Score', unit='image', leave=False):
+            pictures = {DEGRADED: example.degraded}
+            for method in methods:
+                if method.fault:
+                    continue
+                try:
+                    pictures[method.name] = self._picture(method, example)
+                except OptionError as error:
+                    method.fault = str(error)
+            for name, picture in pictures.items():
+                if example.clean is not None and picture.shape != example.clean.shape:
+                    continue
+                found = scores(picture, example.clean, self.metrics, example.dataset)
+                entry = ImageScore(example.name, found, {}, 0.0, 0)
+                self.found.setdefault(name, {}).setdefault(example.dataset, []).append(entry)
+            counts[example.dataset] = counts.get(example.dataset, 0) + 1
+            if counts[example.dataset] <= page_images:
+                self._show(example, pictures)
+
+    def _picture(self, method: Method, example: Example) -> Picture:
+        picture = find_picture(method.folder, example.dataset, example.name)
+        if example.clean is not None and picture.shape != example.clean.shape:
+            sizes = [f'{each.shape[1]}x{each.shape[0]}' for each in (picture, example.clean)]
+            raise OptionError(f'{method.folder}: {example.dataset}/{example.name} is {sizes[0]}, but its ground truth '
+                              f'{sizes[1]}.')
+        return picture
+
+    def _show(self, example: Example, pictures: Mapping[str, Picture]) -> None:
+        last = {name: sets[example.dataset][-1].restored for name, sets in self.found.items()
+                if sets.get(example.dataset) and sets[example.dataset][-1].image == example.name}
+        self.shown.append(page.picture_entry(example.dataset, example.name, pictures, example.clean, last))
+        if example.dataset not in self.crops:
+            self.crops[example.dataset] = zoomed(example, pictures)
+
+    def rows(self, methods: Sequence[Method]) -> list[Scores]:
+        """Means of the degraded images and of every method that did not fail."""
+        costs = {method.name: method.cost for method in methods if not method.fault}
+        return [Scores(name, {dataset: each.restored for dataset, each in with_average(
+                    {dataset: SetScore.of(images) for dataset, images in sets.items()}).items()}, costs.get(name))
+                for name, sets in self.found.items() if name == DEGRADED or name in costs]
+
+    def write(self, methods: Sequence[Method]) -> None:
+        """Write tables, grid and page, and print the tables."""
+        rows = self.rows(methods)
+        faults = {method.name: method.fault for method in methods if method.fault}
+        plain_tables = [metric_table(rows, metric, better) for metric, better in self.better.items()]
+        costs = cost_table(rows)
+        text = '\n\n'.join(aligned(table) for table in [*plain_tables, costs] if len(table) > 1)
+        marked = {second: [*(metric_table(rows, metric, better, '**{}**', second)
+                             for metric, better in self.better.items()), *([costs] if len(costs) > 1 else [])]
+                  for second in ('__{}__', '<u>{}</u>')}
+        write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
+        write_csv(self.out / 'images.csv', [['method', 'set', 'image', *self.metrics], *(
+            [name, dataset, each.image, *map(repr, each.restored.values())]
+            for name, sets in self.found.items() for dataset, images in sets.items() for each in images)])
+        # Markdown has no underline of its own; the page reads the first form.
+        (self.out / 'table.md').write_text('\n'.join(map(markdown, marked['<u>{}</u>'])), encoding='utf-8')
+        (self.out / 'table.tex').write_text(latex(rows, self.better), encoding='utf-8')
+        about = {'test sets and metrics from': self.file, 'metrics': self.metrics,
+                 'multiply-adds': 'of one evaluation at 3x256x256', 'versions': versions(),
+                 'options': {method.name: method.opt for method in methods if method.opt}}
+        content = {'faults': faults, 'rows': [row._asdict() for row in rows], **about}
+        (self.out / 'comparison.json').write_text(json.dumps(plain(content), indent=1), encoding='utf-8')
+        title = f'Comparison of {", ".join(method.name for method in methods)}'
+        page.write_page(self.out / 'page.html', title, marked['__{}__'], self.shown, faults, about)
+        self._write_grid(faults)
+        print(text)
+        for name, fault in faults.items():
+            print(f'\n{name} failed: {fault}')
+        print(f'\n{self.out / "page.html"}')
+
+    def _write_grid(self, faults: Mapping[str, str]) -> None:
+        rows = {dataset: [crop[..., ::-1] for name, crop in crops.items() if name not in faults]
+                for dataset, crops in self.crops.items()}
+        columns = [name for name in next(iter(self.crops.values())) if name not in faults]
+        grid = pictures.picture_grid(rows, columns)
+        cv2.imwrite(str(self.out / 'crops.png'), grid[..., ::-1])
+
+
+def zoomed(example: Example, pictures: Mapping[str, Picture]) -> dict[str, Picture]:
+    """The same crop of all pictures, where they differ most, after an overview with its frame."""
+    shown = {**pictures, **({} if example.clean is None else {'clean': example.clean})}
+    same = [picture for picture in shown.values() if picture.shape == example.degraded.shape]
+    spread = np.std(np.stack(same).astype(np.float32), axis=0).mean(axis=2)
+    height, width = (min(CROP, length) for length in spread.shape)
+    share = cv2.blur(spread, (width, height), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
+    share = share[:spread.shape[0] - height + 1, :spread.shape[1] - width + 1]
+    top, left = np.unravel_index(int(share.argmax()), share.shape)
+    overview = cv2.rectangle(example.degraded.copy(), (int(left), int(top)), (int(left) + width, int(top) + height),
+                             (0, 0, 255), 2)
+    crops = {name: picture[top:top + height, left:left + width] for name, picture in shown.items()}
+    return {'where': overview, **crops}

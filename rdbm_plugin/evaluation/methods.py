@@ -1,0 +1,176 @@
+"""Where the restored pictures of a comparison come from: option files of any BasicSR model, or folders."""
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from basicsr.data import build_dataset
+from basicsr.models import build_model
+from basicsr.utils import tensor2img
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, default_collate
+
+from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.evaluation.results import Cost, plain
+from rdbm_plugin.evaluation.scoring import image_name, measure
+
+Picture = NDArray[np.uint8]
+TIMED_IMAGES = 3
+
+
+@dataclass
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: In tables and pictures.
+        folder: Of the restored pictures, ``SET/IMAGE.png`` or as BasicSR names them, ``SET/IMAGE_SUFFIX.png``.
+        opt: Options to run it with; None for a folder of finished results.
+        cost: None where it was not measured.
+        fault: Why it failed, or None.
+    """
+
+    name: str
+    folder: Path
+    opt: dict[str, Any] | None = None
+    cost: Cost | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test image: BGR, (H, W, 3) uint8; ``clean`` is None without ground truth."""
+
+    dataset: str
+    name: str
+    degraded: Picture
+    clean: Picture | None
+
+
+def read_sets(opt: Mapping[str, Any]) -> dict[str, Dataset]:
+    """Name -> data set of every test or validation block, in the file's order.
+
+    Raises:
+        OptionError: There is none.
+    """
+    blocks = [block for phase, block in opt['datasets'].items() if not phase.startswith('train')]
+    if not blocks:
+        raise OptionError('datasets: no test_ or val_ block in the file that names the test sets.')
+    return {block['name']: build_dataset(deepcopy(block)) for block in blocks}
+
+
+def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Set, image name and batch of one for all test images."""
+    for dataset, images in sets.items():
+        for index in range(len(images)):
+            data = default_collate([images[index]])
+            yield dataset, image_name(data), data
+
+
+def examples(sets: Mapping[str, Dataset]) -> Iterator[Example]:
+    """All test images as pictures."""
+    for dataset, name, data in items(sets):
+        clean = tensor2img([data['gt'][0]]) if 'gt' in data else None
+        yield Example(dataset, name, tensor2img([data['lq'][0]]), clean)
+
+
+def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None], timed: bool = True) -> None:
+    """Restore what has not been restored with the same options and weights, and measure the cost.
+
+    Args:
+        method: With options; its folder is made, and emptied if it holds what other options gave.
+        sets: The test sets.
+        tell: Called with the name of each image before it is restored.
+        timed: Whether to measure the cost.
+    """
+    opt = {**method.opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False}
+    done = {'fingerprint': fingerprint(opt, sets)}
+    note = method.folder / 'made_with.json'
+    if method.folder.exists() and not note.is_file():
+        raise OptionError(f'{method.folder}: holds something else than an earlier comparison; choose another -o.')
+    if note.is_file() and json.loads(note.read_text(encoding='utf-8')) != done:
+        shutil.rmtree(method.folder)
+    method.folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(done), encoding='utf-8')
+    model = build_model(opt)
+    timing = []
+    for dataset, name, data in items(sets):
+        if len(timing) < TIMED_IMAGES:
+            timing.append(data['lq'])
+        tell(f'{dataset}/{name}')
+        target = method.folder / dataset / f'{name}.png'
+        if target.is_file():
+            continue
+        model.feed_data(data)
+        model.test()
+        write_png(target, tensor2img([model.get_current_visuals()['result']]))
+    if timed:
+        method.cost = measure(model, timing)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
+    """Of everything that the restored pictures follow from."""
+    checkpoint = Path(opt['path']['pretrain_network_g'])
+    parts = {key: opt.get(key) for key in ('model_type', 'manual_seed', 'bridge', 'network_g', 'scale')}
+    parts['val'] = {key: value for key, value in (opt.get('val') or {}).items() if key not in ('metrics', 'pbar')}
+    parts['sets'] = {name: {key: value for key, value in images.opt.items() if key != 'phase'}
+                     for name, images in sets.items()}
+    parts['weights'] = hashlib.sha256(checkpoint.read_bytes()).hexdigest(), opt['path'].get('param_key_g')
+    return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.stem}.partial.png')
+    if not cv2.imwrite(str(partial), picture):
+        raise OSError(f'{path}: cannot be written.')
+    partial.replace(path)
+
+
+def find_picture(folder: Path, dataset: str, name: str) -> Picture:
+    """The restored picture of a test image, BGR.
+
+    Raises:
+        OptionError: There is none, or several could be meant.
+    """
+    roots = [root for root in (folder / 'visualization' / dataset, folder / dataset) if root.is_dir()]
+    for root in roots:
+        parent = root / Path(name).parent
+        stem = escape(Path(name).name)
+        found: list[Path] = []
+        for pattern in (f'{stem}.*', f'{stem}_{escape(folder.name)}.*', f'{stem}_*.*'):
+            found = found or [path for path in parent.glob(pattern) if path.is_file()]
+        if len(found) > 1:
+            raise OptionError(f'{folder}: {len(found)} pictures could be {dataset}/{name}: '
+                              f'{", ".join(path.name for path in sorted(found)[:3])}; keep one.')
+        if found:
+            picture = cv2.imread(str(found[0]), cv2.IMREAD_COLOR)
+            if picture is None:
+                raise OptionError(f'{found[0]}: not a readable image.')
+            return picture
+    raise OptionError(f'{folder}: no picture of {dataset}/{name}; expected {dataset}/{name}.png or '
+                      f'visualization/{dataset}/{name}_SUFFIX.png.')
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, with numbers behind those that occur before."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f'{name} ({seen[name]})')
+    return result

@@ -1,0 +1,142 @@
+"""Metric protocols under names of their own, so that a table can say how it was measured.
+
+They stand in BasicSR's METRIC_REGISTRY and take what BasicSR gives: BGR images, (H, W, 3) uint8, restored and clean.
+All take ``crop_border``, pixels left out at each side, and BasicSR's ``better`` (``higher`` or ``lower``).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
+from numpy.typing import NDArray
+
+from rdbm_plugin.config.options import OptionError, suggest
+
+Image = NDArray[np.uint8]
+
+
+def psnr_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """PSNR in dB over all three channels, peak 255."""
+    return calculate_psnr(img, img2, crop_border)
+
+
+def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """SSIM (Wang et al., IEEE TIP 2004; Gaussian window 11, sigma 1.5), mean over the three channels.
+
+    Images must be at least 11 pixels high and wide without the border.
+    """
+    return calculate_ssim(img, img2, crop_border)
+
+
+def psnr_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """PSNR in dB on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
+    return calculate_psnr(matlab_y(img), matlab_y(img2), crop_border)
+
+
+def ssim_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """SSIM on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
+    return calculate_ssim(matlab_y(img), matlab_y(img2), crop_border)
+
+
+def psnr_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """PSNR after the restored image got the mean brightness of the clean one, which no method can know.
+
+    Some papers on low light report it (LLFlow, Retinexformer). It is to be named wherever it is printed.
+    """
+    return calculate_psnr(match_mean(img, img2), img2, crop_border)
+
+
+def ssim_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """SSIM after the restored image got the mean brightness of the clean one; see :func:`psnr_gt_mean`."""
+    return calculate_ssim(match_mean(img, img2), img2, crop_border)
+
+
+def lpips(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower') -> float:
+    """LPIPS (Zhang et al., arXiv 1801.03924) with AlexNet, by pyiqa. Lower is better.
+
+    Raises:
+        OptionError: pyiqa or its weights cannot be loaded.
+    """
+    return pyiqa_score(img, img2, 'lpips', crop_border, better)
+
+
+def pyiqa_score(img: Image, img2: Image | None = None, metric: str = 'musiq', crop_border: int = 0,
+                better: str = 'higher') -> float:
+    """Any measure that pyiqa knows, such as musiq, maniqa, clipiqa, niqe or dists; see ``pyiqa ls``.
+
+    Without ``img2`` for measures that need no ground truth.
+
+    Raises:
+        OptionError: pyiqa or the weights of the measure cannot be loaded, or it does not know ``metric``.
+    """
+    measure = pyiqa_measure(metric)
+    images = [_crop(image, crop_border) for image in ((img,) if measure.metric_mode == 'NR' else (img, img2))]
+    tensors = [torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))[None] for image in images]
+    with torch.inference_mode():
+        return float(measure(*(tensor.to(_device()).float() / 255 for tensor in tensors)))
+
+
+@cache
+def pyiqa_measure(metric: str) -> Any:
+    """A measure of pyiqa, loaded once.
+
+    Raises:
+        OptionError: pyiqa or the weights of the measure cannot be loaded, or it does not know ``metric``.
+    """
+    try:
+        import pyiqa
+    except ImportError as error:
+        raise OptionError(f'metric {metric!r} needs pyiqa, which cannot be imported ({error}); pip install pyiqa, or '
+                          'remove the metric.') from None
+    known = pyiqa.list_models()
+    if metric not in known:
+        raise OptionError(f'metric: found {metric!r}; pyiqa has {", ".join(known)}.{suggest(metric, known)}')
+    try:
+        return pyiqa.create_metric(metric, device=_device())
+    except Exception as error:
+        # pyiqa fetches weights at this point, with whatever its many download routes raise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OptionError(f'metric {metric!r}: pyiqa could not load it: {reason}. Without a network, fetch the '
+                          'files named above elsewhere and put them where it says, or remove the metric.') from None
+
+
+def check_protocol(name: str, options: Mapping[str, Any]) -> None:
+    """Check what can go wrong with a metric of pyiqa before a run: it must load, and ``better`` be its direction.
+
+    Args:
+        name: Any registered metric.
+        options: Its other keys.
+
+    Raises:
+        OptionError: See above.
+    """
+    if name not in ('lpips', 'pyiqa_score'):
+        return
+    measure = pyiqa_measure('lpips' if name == 'lpips' else options.get('metric', 'musiq'))
+    better = 'lower' if measure.lower_better else 'higher'
+    if options.get('better') != better:
+        raise OptionError(f'better: found {options.get("better")!r}; for this metric write "better: {better}".')
+
+
+def matlab_y(image: Image) -> Image:
+    """BGR uint8, (H, W, 3) -> luma of ITU-R BT.601 from 16 to 235, rounded to uint8 as MATLAB does; (H, W)."""
+    return np.floor(image @ np.array([24.966, 128.553, 65.481]) / 255 + 16.5).astype(np.uint8)
+
+
+def match_mean(image: Image, reference: Image) -> NDArray[np.float64]:
+    """Scale ``image`` to the mean gray value of ``reference``, clipped to [0, 255] and not rounded."""
+    means = [cv2.cvtColor(each, cv2.COLOR_BGR2GRAY).mean() for each in (reference, image)]
+    return np.clip(image * (means[0] / max(means[1], 1e-6)), 0, 255)
+
+
+def _device() -> str:
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def _crop(image: Image, border: int) -> Image:
+    return image[border:image.shape[0] - border, border:image.shape[1] - border]

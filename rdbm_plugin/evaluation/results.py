@@ -1,0 +1,161 @@
+"""Scores of a test: image by image, their means, and the files that they are written to."""
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+Table = list[list[str]]
+PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-python', 'pyiqa')
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """What one image gave.
+
+    Attributes:
+        image: Its name within the data set.
+        restored: Metric -> score of the restoration.
+        degraded: Metric -> score of the input.
+        seconds: Wall time of the restoration.
+        evaluations: Of the network.
+    """
+
+    image: str
+    restored: dict[str, float]
+    degraded: dict[str, float]
+    seconds: float
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """Means over the images of one data set, or over data sets.
+
+    ``seconds`` is the median over the images, which one slow first image does not move.
+    """
+
+    images: int
+    restored: dict[str, float]
+    degraded: dict[str, float]
+    seconds: float
+    evaluations: float
+
+    @classmethod
+    def of(cls, scores: Sequence[ImageScore]) -> SetScore:
+        """Of the images of a set."""
+        return cls(len(scores), _means([each.restored for each in scores]), _means([each.degraded for each in scores]),
+                   float(np.median([each.seconds for each in scores])), float(np.mean([s.evaluations for s in scores])))
+
+    @classmethod
+    def average(cls, sets: Iterable[SetScore]) -> SetScore:
+        """Every set counts the same, however many images it has."""
+        sets = list(sets)
+        return cls(sum(each.images for each in sets), _means([each.restored for each in sets]),
+                   _means([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
+                   float(np.mean([each.evaluations for each in sets])))
+
+
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {metric: float(np.mean([each[metric] for each in scores])) for metric in scores[0]}
+
+
+def with_average(sets: Mapping[str, SetScore]) -> dict[str, SetScore]:
+    """The sets, and ``average`` after them if there are several."""
+    return {**sets, **({'average': SetScore.average(sets.values())} if len(sets) > 1 else {})}
+
+
+def digits(values: Iterable[float]) -> int:
+    """Decimals to print: 2 for values like PSNR, 4 for values like SSIM."""
+    return 2 if max((abs(value) for value in values if math.isfinite(value)), default=0) >= 2 else 4
+
+
+def summary(sets: Mapping[str, SetScore]) -> Table:
+    """Heading and one row a set; for each metric the score of the degraded and of the restored images."""
+    rows = with_average(sets)
+    metrics = list(next(iter(rows.values())).restored)
+    table = [['set', 'images', *(title for metric in metrics for title in (f'{metric} degraded', metric)), 's/image',
+              'evaluations']]
+    places = {metric: digits(each.restored[metric] for each in rows.values()) for metric in metrics}
+    for name, each in rows.items():
+        scores = [f'{group[metric]:.{places[metric]}f}' for metric in metrics
+                  for group in (each.degraded, each.restored)]
+        table.append([name, str(each.images), *scores, f'{each.seconds:.3g}', f'{each.evaluations:g}'])
+    return table
+
+
+def aligned(table: Table) -> str:
+    """A table for the console; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return '\n'.join('  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
+
+
+def markdown(table: Table) -> str:
+    """A table as GitHub shows it; the first column is text, the others are numbers."""
+    rule = ['---', *['---:'] * (len(table[0]) - 1)]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (table[0], rule, *table[1:])) + '\n'
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Rows to a file."""
+    with path.open('w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_results(folder: Path, images: Mapping[str, Sequence[ImageScore]], opt: Mapping[str, Any]) -> None:
+    """Write ``table.csv``, ``table.md``, ``images.csv``, ``options.yml`` and ``results.json``.
+
+    Args:
+        folder: Of the test, made if it is missing.
+        images: Data set -> scores of its images.
+        opt: The options that the scores were made with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {name: SetScore.of(scores) for name, scores in images.items()}
+    table = summary(sets)
+    write_csv(folder / 'table.csv', table)
+    (folder / 'table.md').write_text(markdown(table), encoding='utf-8')
+    metrics = list(next(iter(sets.values())).restored)
+    heading = ['set', 'image', *table[0][2:-2], 'seconds', 'evaluations']
+    rows = [[name, each.image, *(group[metric] for metric in metrics for group in (each.degraded, each.restored)),
+             f'{each.seconds:.4f}', each.evaluations] for name, scores in images.items() for each in scores]
+    write_csv(folder / 'images.csv', [heading, *rows])
+    options = plain(opt)
+    (folder / 'options.yml').write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding='utf-8')
+    content = {
+        'sets': {name: vars(score) for name, score in with_average(sets).items()},
+        'metrics': (options.get('val') or {}).get('metrics') or {},
+        'versions': versions(), 'command': sys.argv, 'options': options}
+    (folder / 'results.json').write_text(json.dumps(plain(content), indent=1), encoding='utf-8')
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that scores depend on; what is not installed is left out."""
+    found = {'python': platform.python_version(), 'platform': platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Options as JSON and YAML can hold them; an infinite score becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,90 @@
+"""Tables of a comparison: console, CSV, Markdown and LaTeX."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rdbm_plugin.evaluation.results import Cost, Table, digits
+
+DEGRADED = 'degraded'
+"""Name of the row with the scores of the inputs; never the best."""
+COSTS = ('parameters (M)', 'evaluations', 'multiply-adds (G)', 'multiply-adds of an image (G)', 'ms/image',
+         'peak memory (MiB)')
+"""Multiply-adds are at 3x256x256."""
+
+
+class Scores(NamedTuple):
+    """Means of one method: data set -> metric -> value, 'average' among the sets if there are several."""
+
+    method: str
+    sets: dict[str, dict[str, float]]
+    cost: Cost | None
+
+
+def cost_cells(cost: Cost | None) -> list[str]:
+    """One cell for each of COSTS; empty where it was not measured."""
+    if cost is None:
+        return [''] * len(COSTS)
+    memory = '' if cost.memory is None else f'{cost.memory:.0f}'
+    return [f'{cost.parameters:.3f}', f'{cost.evaluations:g}', f'{cost.multiply_adds:.2f}',
+            f'{cost.multiply_adds * cost.evaluations:.2f}', f'{cost.milliseconds:.1f}', memory]
+
+
+def ranking(values: Mapping[str, float], better: str) -> tuple[set[str], set[str]]:
+    """Names of the best and of the second best; equal values share a place."""
+    order = sorted({value for value in values.values() if not math.isnan(value)}, reverse=better == 'higher')
+    places = [{name for name, value in values.items() if value == each} for each in order[:2]]
+    return (*places, set(), set())[:2]
+
+
+def metric_table(rows: Sequence[Scores], metric: str, better: str, best: str = '{}', second: str = '{}') -> Table:
+    """Methods by data sets; ``best`` and ``second`` are put around the values that deserve it.
+
+    Values are ranked as they are printed, so that what looks equal is equal.
+    """
+    columns = list(dict.fromkeys(dataset for row in rows for dataset in row.sets))
+    places = digits(row.sets[dataset][metric] for row in rows for dataset in row.sets if metric in row.sets[dataset])
+    found = {row.method: {dataset: row.sets.get(dataset, {}).get(metric) for dataset in columns} for row in rows}
+    cells = {name: {dataset: '' if value is None else f'{value:.{places}f}' for dataset, value in each.items()}
+             for name, each in found.items()}
+    for dataset in columns:
+        values = {name: float(each[dataset]) for name, each in cells.items() if each[dataset] and name != DEGRADED}
+        for names, mark in zip(ranking(values, better), (best, second)):
+            for name in names:
+                cells[name][dataset] = mark.format(cells[name][dataset])
+    return [[metric, *columns], *([name, *each.values()] for name, each in cells.items())]
+
+
+def cost_table(rows: Sequence[Scores]) -> Table:
+    """Methods by costs."""
+    return [['cost', *COSTS], *([row.method, *cost_cells(row.cost)] for row in rows if row.cost is not None)]
+
+
+def long_table(rows: Sequence[Scores], metrics: Sequence[str]) -> Table:
+    """One row a method and data set, with all metrics in full precision and the costs; for further work."""
+    return [['method', 'set', *metrics, *COSTS],
+            *([row.method, dataset, *(repr(values[metric]) if metric in values else '' for metric in metrics),
+               *cost_cells(row.cost)] for row in rows for dataset, values in row.sets.items())]
+
+
+def latex(rows: Sequence[Scores], metrics: Mapping[str, str]) -> str:
+    """A ``tabular`` for each metric (name -> better) and one for the costs; the best bold, the second underlined."""
+    tables = [metric_table(rows, metric, better, r'\textbf{{{}}}', r'\underline{{{}}}')
+              for metric, better in metrics.items()]
+    return '\n'.join(_tabular(table) for table in [*tables, cost_table(rows)] if len(table) > 1)
+
+
+def _tabular(table: Table) -> str:
+    head, *body = [[_tex(cell) if number == 0 or row == 0 else cell for number, cell in enumerate(cells)]
+                   for row, cells in enumerate(table)]
+    lines = [' & '.join(row) + r' \\' for row in (head, *body)]
+    columns = 'r' * (len(head) - 1)
+    return '\n'.join([rf'\begin{{tabular}}{{l{columns}}}', r'\hline', lines[0], r'\hline', *lines[1:], r'\hline',
+                      r'\end{tabular}', ''])
+
+
+def _tex(text: str) -> str:
+    special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
+               **{letter: f'\\{letter}' for letter in '&%$#_{}'}}
+    return ''.join(special.get(letter, letter) for letter in text)

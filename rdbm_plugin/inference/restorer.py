@@ -1,0 +1,204 @@
+"""Restoring images with trained weights, in three lines. BasicSR is needed only for networks that are not ours.
+
+::
+
+    from rdbm_plugin import Restorer
+    restore = Restorer()                     # the weights that come with the package
+    clean = restore(photo)                   # numpy (H, W, 3) or tensor (3, H, W)
+"""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rdbm_plugin.archs.checkpoint import load_weights
+from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
+from rdbm_plugin.archs.precision import working_in
+from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
+from rdbm_plugin.basicsr_host.lookup import of_basicsr
+from rdbm_plugin.bridge import BRIDGES, build_bridge
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.options import OptionError, build, check_choice, check_int, check_number
+from rdbm_plugin.inference.tiling import OVERLAP, SMALLEST, TiledNetwork, tile_for
+from rdbm_plugin.samplers import SAMPLERS, build_sampler
+from rdbm_plugin.samplers.sampler import Network
+
+Picture = TypeVar('Picture', NDArray[Any], Tensor)
+
+WEIGHTS = Path(__file__).parent / 'weights'
+SHIPPED = WEIGHTS / 'rdbm_t.pth'
+"""The weights that come with the package; their option file has the same name."""
+NETWORKS = {'RDBMUNet': RDBMUNet, 'ConditionalUNet': ConditionalUNet}
+"""Those that need no BasicSR."""
+DTYPES = {'float32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class Restorer:
+    """Restores degraded images with a trained network.
+
+    Args:
+        checkpoint: Weights of a training run; default: those that come with the package.
+        opt: Option file of that run; default: the one beside the checkpoint or in the folder of its experiment, where
+            BasicSR copies it.
+        param_key: Weights to take from the file, ``params_ema`` or ``params``.
+        steps: Network evaluations; default: as in the option file.
+        solver: See :class:`BridgeSampler`; default: as in the option file.
+        tile: Side of the tiles that large images are cut into, in pixels; ``auto``: what ``memory`` allows; 0: never.
+        overlap: Of neighbouring tiles, in pixels.
+        memory: GiB that one evaluation may take, for ``tile='auto'``; default: 1 on a CPU, half of what is free on a
+            GPU.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``float32``, ``bf16`` or ``fp16``: precision of the network.
+
+    Raises:
+        OptionError: Naming the argument, file or key, what was found and what is expected.
+    """
+
+    def __init__(self, checkpoint: str | Path | None = None, opt: str | Path | None = None, *,
+                 param_key: str = 'params_ema', steps: int | None = None, solver: str | None = None,
+                 tile: int | str = 'auto', overlap: int = OVERLAP, memory: float | None = None, device: str = 'auto',
+                 dtype: str = 'float32') -> None:
+        self.checkpoint = Path(checkpoint) if checkpoint else SHIPPED
+        if not self.checkpoint.is_file():
+            raise OptionError(f'checkpoint: no file {str(self.checkpoint)!r} (looked in {self.checkpoint.absolute()}).')
+        self.opt_file = Path(opt) if opt else find_options(self.checkpoint)
+        options = read_option_file(self.opt_file, plugins=False, needed=('network_g',))
+        self.device = _device(device)
+        self.dtype = DTYPES[check_choice('dtype', dtype, DTYPES)]
+        self.bridge = build_bridge(options.get('bridge'), _registered('BRIDGE', BRIDGES, options.get('bridge')))
+        block = dict((options.get('val') or {}).get('sampler') or {})
+        block.update({key: value for key, value in (('steps', steps), ('solver', solver)) if value is not None})
+        self.sampler = build_sampler(block, self.bridge, _registered('SAMPLER', SAMPLERS, block))
+        network = build('network_g', options.get('network_g'),
+                        _registered('ARCH', NETWORKS, options.get('network_g')))
+        load_weights(network, self.checkpoint, param_key)
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
+        self.overlap = check_int('tile_overlap', overlap, 0)
+        if tile == 'auto':
+            budget = None if memory is None else check_number('memory', memory, above=0) * 2**30
+            self.tile = tile_for(self.network, budget)
+        else:
+            self.tile = check_int('tile', tile, 0 if tile == 0 else SMALLEST)
+
+    def __call__(self, image: Picture, seed: int = 0, progress: Callable[[float], None] | None = None) -> Picture:
+        """Restore one image, or a batch of tensors.
+
+        Args:
+            image: numpy (H, W) or (H, W, 3), RGB, uint8, uint16 or float in [0, 1]; or a float tensor (3, H, W) or
+                (N, 3, H, W) in [0, 1].
+            seed: Of the noise, where the sampler adds any.
+            progress: Called after each tile of each evaluation with the share that is done, from 0 to 1.
+
+        Returns:
+            The restored image, of the type, shape, dtype and device of ``image``.
+
+        Raises:
+            OptionError: The image is of another form.
+        """
+        if isinstance(image, Tensor):
+            if image.dim() not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
+                raise OptionError(f'image: found a tensor of shape {tuple(image.shape)} and {image.dtype}; expected '
+                                  '(3, H, W) or (N, 3, H, W), float in [0, 1].')
+            batch = image if image.dim() == 4 else image[None]
+            return self._restore(batch.float(), seed, progress).to(image).view_as(image)
+        array = np.asarray(image)
+        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.dtype.kind not in 'uf':
+            raise OptionError(f'image: found an array of shape {array.shape} and {array.dtype}; expected (H, W) or '
+                              '(H, W, 3), uint8, uint16 or float in [0, 1].')
+        top = np.iinfo(array.dtype).max if array.dtype.kind == 'u' else 1.0
+        color = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
+        tensor = torch.from_numpy((color.astype(np.float32) / np.float32(top)).transpose(2, 0, 1)[None])
+        out = self._restore(tensor, seed, progress)[0].permute(1, 2, 0).numpy()
+        out = out if array.ndim == 3 else out.mean(axis=2)
+        return (np.rint(out * top) if top > 1 else out).astype(array.dtype)
+
+    @torch.inference_mode()
+    def _restore(self, lq: Tensor, seed: int, progress: Callable[[float], None] | None) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> the same, on the CPU."""
+        if not lq.numel() or not bool(lq.isfinite().all()) or float(lq.abs().max()) > 2:
+            raise OptionError(f'image: found {"values" if lq.numel() else "no pixels"} in shape {tuple(lq.shape)} '
+                              + (f'from {float(lq.min()):g} to {float(lq.max()):g}; ' if lq.numel() else '; ')
+                              + 'expected finite floats in [0, 1], or uint8 or uint16 arrays.')
+        lq = lq.to(self.device)
+        longest = max(lq.shape[-2:])
+        while True:
+            side = max(self.tile or longest, SMALLEST)
+            try:
+                result = self.sampler(self._network(side, progress), 2 * lq - 1, [seed + i for i in range(len(lq))])
+                return (lq + result.residual / 2).clamp_(0, 1).cpu()
+            except (RuntimeError, MemoryError) as error:
+                side = min(side, longest) // 2
+                if side < SMALLEST or not _out_of_memory(error):
+                    raise
+            if self.device.type == 'cuda':
+                torch.cuda.empty_cache()
+            warnings.warn(f'Out of memory; going on with tiles of {side} pixels.', stacklevel=3)
+            self.tile = side
+
+    def _network(self, side: int, progress: Callable[[float], None] | None) -> Network:
+        done = 0.0
+
+        def tell(share: float) -> None:
+            nonlocal done
+            done += share / self.sampler.nfe
+            if progress:
+                progress(min(done, 1.0))
+
+        tiles = TiledNetwork(self.network, side, min(self.overlap, side // 2), tell)
+
+        def evaluate(x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+            x_t, mu = (image.contiguous(memory_format=torch.channels_last) for image in (x_t, mu))
+            with working_in(self.dtype, self.device):
+                return tiles(x_t, mu, t).float()
+        return evaluate
+
+
+def find_options(checkpoint: Path) -> Path:
+    """The option file of a checkpoint: beside it under its name, or in the folder of its experiment.
+
+    Raises:
+        OptionError: There is none, or several.
+    """
+    beside = checkpoint.with_suffix('.yml')
+    if beside.is_file():
+        return beside
+    found = sorted(checkpoint.parent.parent.glob('*.yml')) if checkpoint.parent.name == 'models' else []
+    if len(found) != 1:
+        names = f'found {", ".join(path.name for path in found)}' if found else 'found none'
+        raise OptionError(f'opt: {names} for {checkpoint}; name the option file it was trained with (--opt).')
+    return found[0]
+
+
+def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[str, Any]:
+    """What of the name may be built: ours, or all that BasicSR knows if the block names something else."""
+    name = block.get('type') if isinstance(block, Mapping) else None
+    if name is None or name in ours:
+        return ours
+    try:
+        return of_basicsr(registry) or ours
+    except (ImportError, OptionError):
+        return ours
+
+
+def _device(name: str) -> torch.device:
+    if name == 'auto':
+        mps = getattr(torch.backends, 'mps', None)
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if mps and mps.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f'device: found {name!r}, which cannot be used here ({reason}).') from None
+    return device
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,117 @@
+"""What a network of a bridge is trained on, for any training loop. Needs torch only."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rdbm_plugin.bridge import ResidualBridge
+from rdbm_plugin.config.options import check_number
+from rdbm_plugin.losses.draws import Draws
+from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The network with gradients, in float32: predict(x_t, mu, t) -> (N, C, H, W), all on one device."""
+
+
+class States(NamedTuple):
+    """What the network is trained on in one step; rows belong to samples."""
+
+    z: Tensor
+    """x_t without its centre, (N, C, H, W)."""
+    target: Tensor
+    mu: Tensor
+    t: Tensor
+    """Nodes, (N,) int64 on the CPU."""
+    residual: Tensor
+    gt: Tensor
+    mean_weight: Tensor
+    """Of all samples of all ranks, ()."""
+
+    def part(self, rows: Any) -> States:
+        """Some of the samples."""
+        return States(*(tensor[rows] if tensor.dim() else tensor for tensor in self))
+
+
+class Objective:
+    """Draws states of the bridge from pairs of images, and compares what the network makes of them.
+
+    Args:
+        bridge: Also says what the network predicts.
+        criterion: ResidualModulatedLoss, or any loss of two images in [0, 1], which then compares the estimate of x0
+            with the clean image; None where only states are wanted.
+        node_t_share: Share of the samples drawn at node T, where x_t = mu; the others are uniform over the nodes 1 to
+            T-1. Default 1/T: uniform over all.
+        own_start_share: Share of the samples at nodes below T whose state is made from the network's own estimate at
+            node T, as in sampling, instead of the true residual.
+
+    Raises:
+        OptionError: A share is not from 0 to 1.
+    """
+
+    def __init__(self, bridge: ResidualBridge, criterion: nn.Module | None, node_t_share: float | None = None,
+                 own_start_share: float | None = None) -> None:
+        self.bridge, self.criterion = bridge, criterion
+        self.node_t_share = (1 / bridge.timesteps if node_t_share is None
+                             else check_number('node_t_share', node_t_share, 0, 1))
+        self.own_start_share = check_number('own_start_share', own_start_share or 0, 0, 1)
+
+    def draw(self, lq: Tensor, gt: Tensor, draws: Draws, predict: Predict,
+             mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
+        """Nodes, noise and states of a batch.
+
+        Args:
+            lq: Degraded images, (N, C, H, W) in [0, 1].
+            gt: Clean images, the same.
+            draws: What is random.
+            predict: The network, for states made from its own estimate.
+            mean_of_ranks: Gives the mean of a tensor over all processes.
+        """
+        mu, residual = 2 * lq - 1, 2 * (gt - lq)
+        last = self.bridge.timesteps
+        t = torch.where(draws.chances() < self.node_t_share, last, draws.whole(1, max(last, 2)))
+        eps = draws.noise(residual)
+        n = self.bridge.modulate(residual, eps)
+        z = self.bridge.marginal(residual, n, t)
+        if self.own_start_share > 0:
+            chosen = (draws.chances() < self.own_start_share) & (t < last)
+            if chosen.any():
+                z, n = self._start_from_own_estimate(chosen, z, n, residual, eps, mu, t, predict)
+        mean_weight = torch.ones((), device=lq.device)
+        if isinstance(self.criterion, ResidualModulatedLoss) and self.criterion.balance > 0:
+            mean_weight = mean_of_ranks(self.criterion.weights(residual).mean())
+        return States(z, self.bridge.target(residual, n, mu, t), mu, t, residual, gt, mean_weight)
+
+    def _start_from_own_estimate(self, chosen: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
+                                 t: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
+        """Replace chosen states (z, n) by those that sampling meets: of the network's own estimate at node T."""
+        last = torch.full_like(t, self.bridge.timesteps)[chosen]
+        mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
+        with torch.no_grad():
+            nothing = torch.zeros_like(mu)
+            start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
+            output = predict(self.bridge.centre(mu, last) + start, mu, last.to(mu.device))
+            estimate = self.bridge.to_residual(output, start, mu, last)
+        estimate = (mu + estimate).clamp(-1, 1) - mu
+        z, n = z.clone(), n.clone()
+        z[chosen] = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
+        n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
+        return z, n
+
+    def output(self, states: States, predict: Predict) -> Tensor:
+        """What the network gives for states, (N, C, H, W)."""
+        t = states.t.to(states.mu.device)
+        return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, t)
+
+    def estimate(self, output: Tensor, states: States) -> Tensor:
+        """The clean image that an output of the network stands for, in [0, 1] but not clamped; (N, C, H, W)."""
+        return (states.mu + 1 + self.bridge.to_residual(output, states.z, states.mu, states.t)) / 2
+
+    def loss(self, output: Tensor, states: States) -> Tensor:
+        """Loss of each sample, (N,), or of the batch, (), from a criterion that does not tell them apart."""
+        if isinstance(self.criterion, ResidualModulatedLoss):
+            return self.criterion.of_samples(output, states.target, states.t, self.bridge, states.residual,
+                                             states.mean_weight)
+        return self.criterion(self.estimate(output, states), states.gt)

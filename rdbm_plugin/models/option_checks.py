@@ -1,0 +1,170 @@
+"""What RDBMModel demands of its options, checked before anything is built. Needs BasicSR."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from basicsr.models import lr_scheduler
+
+from rdbm_plugin.archs.checkpoint import check_fits, read_parameters
+from rdbm_plugin.archs.precision import PRECISIONS
+from rdbm_plugin.basicsr_host.lookup import metric_arguments, registered
+from rdbm_plugin.bridge import ResidualBridge, build_bridge
+from rdbm_plugin.config.option_keys import check_values, unknown_keys
+from rdbm_plugin.config.options import (
+    OptionError,
+    build,
+    check_block,
+    check_choice,
+    check_int,
+    check_keys,
+    check_number,
+)
+from rdbm_plugin.evaluation.protocols import check_protocol
+from rdbm_plugin.inference.tiling import SMALLEST
+from rdbm_plugin.losses.objective import Objective
+from rdbm_plugin.samplers import build_sampler
+
+
+class TrainingSettings(NamedTuple):
+    """What keys of ``train:`` say that RDBMModel adds to BasicSR's; see there."""
+
+    amp: str
+    grad_clip: float
+    micro_batches: int
+    nonfinite_limit: int
+
+
+def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
+    """The torch.optim class named by ``train: optim_g: type``; checks the other keys of the block too."""
+    optimizers = {name: cls for name, cls in vars(torch.optim).items()
+                  if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name != 'Optimizer'}
+    cls = optimizers[check_choice('train: optim_g: type', optim_opt.get('type'), optimizers)]
+    check_keys('train: optim_g', {'params': (), **{k: v for k, v in optim_opt.items() if k != 'type'}}, cls)
+    return cls
+
+
+def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> TrainingSettings:
+    """Check loss, optimizer and our own keys of ``train:``, and return the latter.
+
+    Raises:
+        OptionError: Naming the key, what was found and what is allowed.
+    """
+    optimizer_class(check_block(train_opt, 'optim_g'))
+    if not train_opt.get('pixel_opt') and not train_opt.get('perceptual_opt'):
+        raise OptionError('train: pixel_opt: missing or empty, and so is perceptual_opt; there is no loss.')
+    if train_opt.get('pixel_opt'):
+        build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
+    try:
+        Objective(bridge, None, train_opt.get('node_t_share'), train_opt.get('own_start_share'))
+    except OptionError as error:
+        raise OptionError(f'train: {error}') from None
+    amp = check_choice('train: amp', train_opt.get('amp') or 'none', (*PRECISIONS, 'auto'))
+    if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
+        raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
+    clip = train_opt.get('grad_clip')
+    clip = math.inf if clip is None else check_number('train: grad_clip', clip, above=0)
+    return TrainingSettings(amp, clip, train_opt.get('micro_batches') or 1, train_opt.get('nonfinite_limit') or 10)
+
+
+SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
+              'CosineAnnealingRestartLR': lr_scheduler.CosineAnnealingRestartLR}
+"""What BasicSR's models know."""
+
+
+def check_schedule(opt: Mapping[str, Any]) -> None:
+    """Check optimizer and scheduler of a training for what BasicSR would stumble over later, or not at all."""
+    if not opt.get('is_train'):
+        return
+    train = check_block(opt, 'train')
+    for key, value in check_block(train, 'optim_g').items():
+        if isinstance(value, str) and key != 'type':
+            raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
+                              '!!float 1e-4.')
+    where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
+    cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
+    check_keys(where, {'optimizer': None, **scheduler}, cls)
+    for key in ('periods', 'milestones', 'restarts', 'restart_weights'):
+        values = scheduler.get(key, [])
+        if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+            raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers.')
+    marks = 'periods' if 'periods' in scheduler else 'restarts'
+    if len(scheduler.get(marks, [0])) != len(scheduler.get('restart_weights', [1])):
+        raise OptionError(f'{where}: restart_weights: expected as many as {marks}.')
+    if sum(scheduler.get('periods', [train['total_iter']])) < train['total_iter']:
+        raise OptionError(f'{where}: periods: found {scheduler["periods"]}, which end before total_iter '
+                          f'{train["total_iter"]}; BasicSR would fail there.')
+
+
+def check_metrics(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if ``val: metrics:`` names what cannot be computed: it would fail only after training."""
+    known = registered('METRIC')
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        where = f'val: metrics: {name}'
+        options = check_block({where: metric}, where)
+        kind = check_choice(f'{where}: type', options.pop('type', None), known)
+        check_keys(where, metric_arguments(kind, options), known[kind], kind)
+        check_int(f'{where}: crop_border', options.get('crop_border', 0), 0)
+        check_choice(f'{where}: better', options.get('better', 'higher'), ('higher', 'lower'))
+        try:
+            check_protocol(kind, options)
+        except OptionError as error:
+            raise OptionError(f'{where}: {error}') from None
+    best = (opt.get('logger') or {}).get('keep_best')
+    if best is not None:
+        check_choice('logger: keep_best', best, (opt.get('val') or {}).get('metrics') or {})
+
+
+def check_network(opt: Mapping[str, Any]) -> None:
+    """Check network_g and that the checkpoint to start from fits it."""
+    state = (opt.get('path') or {}).get('resume_state')
+    if state is not None and not Path(state).is_file():
+        raise OptionError(f'path: resume_state: no file {state!r} (looked in {Path(state).absolute()}).')
+    try:
+        with torch.device('meta'):
+            net = build('network_g', check_block(opt, 'network_g'), registered('ARCH'))
+    except (RuntimeError, NotImplementedError):
+        # Some networks compute while they are built.
+        net = build('network_g', check_block(opt, 'network_g'), registered('ARCH'))
+    path = opt.get('path') or {}
+    checkpoint = path.get('pretrain_network_g')
+    if checkpoint is not None and path.get('strict_load_g', True):
+        check_fits(checkpoint, read_parameters(checkpoint, path.get('param_key_g', 'params')), net)
+
+
+def check_bridge(opt: Mapping[str, Any]) -> None:
+    """Check bridge, sampler, tiles and the keys of ``train:`` that need them."""
+    bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
+    settings = opt.get('val') or {}
+    build_sampler(settings.get('sampler'), bridge, registered('SAMPLER'))
+    tile = settings.get('tile')
+    if tile not in (None, 0, 'auto'):
+        check_int('val: tile', tile, SMALLEST)
+    check_int('val: tile_overlap', settings.get('tile_overlap', 0), 0)
+    if opt.get('is_train'):
+        check_training(check_block(opt, 'train'), bridge)
+
+
+def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
+    """Check all of the options of an RDBMModel but its data.
+
+    Args:
+        opt: The options.
+        strict: Whether keys that RDBMModel does not know are refused; a model derived from it may have its own.
+
+    Raises:
+        OptionError: Naming the key or file, what was found and what is allowed.
+    """
+    first = (check_unknown,) if strict else ()
+    for check in (*first, check_values, check_bridge, check_network, check_schedule, check_metrics):
+        check(opt)
+
+
+def check_unknown(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError at the first key that is certainly mistaken."""
+    for key in unknown_keys(opt):
+        if key.mistaken:
+            raise OptionError(f'{key.block}: {key.message}' if key.block else key.message)
