@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.evaluation.results import Cost, plain
-from rdbm_plugin.evaluation.scoring import image_name, measure
+from rdbm_plugin.evaluation.cost import Cost, measure
+from rdbm_plugin.evaluation.results import plain
+from rdbm_plugin.evaluation.scoring import image_name
 
 Picture = NDArray[np.uint8]
 TIMED_IMAGES = 3

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rdbm_plugin.evaluation.results import Cost, Table, digits
+from rdbm_plugin.evaluation.cost import Cost
+from rdbm_plugin.evaluation.results import Table, digits
 
 DEGRADED = 'degraded'
 """Name of the row with the scores of the inputs; never the best."""
