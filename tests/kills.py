@@ -17,7 +17,7 @@ import torch
 
 import rdbm_plugin.registration  # noqa: F401
 from rdbm_plugin.__main__ import main
-from rdbm_plugin.models.saving import check_whole
+from rdbm_plugin.models.state_files import check_whole
 
 
 def start(arguments):

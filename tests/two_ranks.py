@@ -45,7 +45,7 @@ found['losses'] = dict(model.get_current_log())
 found['gradients'] = {name: p.grad for name, p in network.named_parameters()}
 found['weights'] = network.state_dict()
 found['average'] = model.net_g_ema.state_dict()
-found['skipped'] = model.guard.in_all
+found['skipped'] = model.step.guard.in_all
 if rank == 0:
     torch.save(found, out)
 if ranks > 1:

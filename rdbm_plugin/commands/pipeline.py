@@ -27,8 +27,9 @@ from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
 from rdbm_plugin.data.task_mixture import MixedDataset
-from rdbm_plugin.models.durable_model import DurableModel, Loop
-from rdbm_plugin.models.saving import clear_partial, newest_state, read_state
+from rdbm_plugin.models.rdbm_model import RDBMModel
+from rdbm_plugin.models.resuming import Loop
+from rdbm_plugin.models.state_files import clear_partial, newest_state, read_state
 
 
 class _YamlOf:
@@ -118,7 +119,7 @@ def go_on_exactly(pipeline: ModuleType) -> None:
         return SeededDataset(dataset) if training and not isinstance(dataset, MixedDataset) else dataset
 
     def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
-        if issubclass(registered('MODEL')[opt['model_type']], DurableModel):
+        if issubclass(registered('MODEL')[opt['model_type']], RDBMModel):
             pipeline.EnlargedSampler = partial(ResumableSampler, seed=opt['manual_seed'])
             pipeline.build_dataset = make_set
         loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
@@ -133,7 +134,7 @@ def go_on_exactly(pipeline: ModuleType) -> None:
 
     def make_model(opt: dict[str, Any]) -> Any:
         model = build_model(opt)
-        if isinstance(model, DurableModel):
+        if isinstance(model, RDBMModel):
             model.attach(Loop(**loop))
         return model
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rdbm_plugin.models import rdbm_model
+from rdbm_plugin.models.checkpoints import surviving
 
 
 class RDBMModel(rdbm_model.RDBMModel):
@@ -43,7 +44,7 @@ class RDBMModel(rdbm_model.RDBMModel):
     def save_best(self, best_metric: Mapping[str, float]) -> None:
         """Save the networks as net_g_best.pth; ``best_metric`` has their score and iteration."""
         self.best_metric = dict(best_metric)
-        with self.surviving('The best network'):
+        with surviving('The best network'):
             self.save_networks('best')
 
     def save(self, epoch: int, current_iter: int, best_metric: Mapping[str, float] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from basicsr.models import lr_scheduler
@@ -26,16 +26,8 @@ from rdbm_plugin.config.options import (
 from rdbm_plugin.evaluation.protocols import check_protocol
 from rdbm_plugin.inference.tiling import SMALLEST
 from rdbm_plugin.losses.objective import Objective
+from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
-
-
-class TrainingSettings(NamedTuple):
-    """What keys of ``train:`` say that RDBMModel adds to BasicSR's; see there."""
-
-    amp: str
-    grad_clip: float
-    micro_batches: int
-    nonfinite_limit: int
 
 
 def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:

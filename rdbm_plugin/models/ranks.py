@@ -1,48 +1,76 @@
-"""Work that the ranks of a distributed run share. Needs torch only."""
+"""The processes that share a run, and what they do together. Needs torch only."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import chain, zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import distributed
-from torch.distributed import ProcessGroup
+from torch import Tensor, distributed
 
 Result = TypeVar('Result')
 PATIENCE = timedelta(days=7)
 """How long a rank waits for the others' share of a validation; NCCL itself gives up after ten minutes."""
 
 
-def validation_group() -> ProcessGroup:
-    """A group of all ranks that waits long, without the GPUs; every rank has to call this."""
-    return distributed.new_group(backend='gloo', timeout=PATIENCE)
-
-
-def in_turn(work: Callable[[], list[Result]], group: ProcessGroup | None) -> list[Result]:
-    """Do this rank's work and return what all ranks found: of rank 0, 1, ..., again of rank 0, and so on.
+class Ranks:
+    """All processes of a run; one alone counts as rank 0 of 1.
 
     Args:
-        work: Gives the results of this rank; they travel as pickles between the ranks of one run.
-        group: None: there is one rank alone.
-
-    Raises:
-        RuntimeError: Another rank failed; its own error, which is raised there, is named.
+        several: Whether torch.distributed was started. If so, every rank has to make this object.
     """
-    if group is None:
-        return work()
-    results, error = [], None
-    try:
-        results = work()
-    except Exception as failure:
-        error = failure
-    found = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(found, (results, error and f'{type(error).__name__}: {error}'), group=group)
-    if error is not None:
-        raise error
-    for rank, (_, failed) in enumerate(found):
-        if failed:
-            raise RuntimeError(f'rank {rank} failed: {failed}')
-    missing = object()
-    shares = [share for share, _ in found]
-    return [each for each in chain.from_iterable(zip_longest(*shares, fillvalue=missing)) if each is not missing]
+
+    def __init__(self, several: bool) -> None:
+        # Python objects and waiting go through the CPUs, whatever the network's gradients go through.
+        self.group = distributed.new_group(backend='gloo', timeout=PATIENCE) if several else None
+        self.rank = distributed.get_rank() if several else 0
+        self.count = distributed.get_world_size() if several else 1
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over all ranks."""
+        return self.sum(value) / self.count if self.group else value
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks."""
+        if self.group is None:
+            return value
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, in their order; objects travel as pickles between the ranks of one run."""
+        if self.group is None:
+            return [value]
+        found: list[Any] = [None] * self.count
+        distributed.all_gather_object(found, value, group=self.group)
+        return found
+
+    def in_turn(self, work: Callable[[], list[Result]]) -> list[Result]:
+        """Do this rank's work and return what all ranks found: of rank 0, 1, ..., again of rank 0, and so on.
+
+        Raises:
+            RuntimeError: Another rank failed; its own error, which is raised there, is named.
+        """
+        if self.group is None:
+            return work()
+        results, error = [], None
+        try:
+            results = work()
+        except Exception as failure:
+            error = failure
+        found = self.gather((results, error and f'{type(error).__name__}: {error}'))
+        if error is not None:
+            raise error
+        for rank, (_, failed) in enumerate(found):
+            if failed:
+                raise RuntimeError(f'rank {rank} failed: {failed}')
+        missing = object()
+        shares = zip_longest(*(share for share, _ in found), fillvalue=missing)
+        return [each for each in chain.from_iterable(shares) if each is not missing]
+
+    def part(self) -> None:
+        """Leave the run together; a rank that leaves while others still work makes some of them abort."""
+        if self.group is not None:
+            distributed.barrier(self.group)
+            distributed.destroy_process_group()

@@ -1,71 +1,109 @@
-"""RDBM as a BasicSR model: BasicSR's training, checkpoints and logs around the bridge."""
+"""RDBM as a BasicSR model. Needs BasicSR.
+
+RDBMModel answers to BasicSR's training, validation and test loops, and hands the work to the parts that it holds: a
+training step, checkpoints, progress, interruption, validator.
+"""
 from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from inspect import signature
-from math import isfinite
 from os import path as osp
 from pathlib import Path
+from signal import Signals
 from time import perf_counter
 from typing import Any
 
 import torch
+from basicsr.utils.dist_util import master_only
 from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rdbm_plugin.archs.precision import computes_bf16, precision, working_in
+from rdbm_plugin.archs.checkpoint import check_fits, read_parameters
+from rdbm_plugin.archs.precision import computes_bf16
 from rdbm_plugin.basicsr_host.lookup import registered
 from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.evaluation import cost
-from rdbm_plugin.inference.tiling import OVERLAP, tile_for, tiled
-from rdbm_plugin.losses.draws import Draws, seed_step
-from rdbm_plugin.losses.objective import Objective, States
-from rdbm_plugin.models import option_checks
-from rdbm_plugin.models.step_guard import StepGuard, gradient_norm
-from rdbm_plugin.models.validating_model import ValidatingModel
+from rdbm_plugin.evaluation.results import SetScore, with_average
+from rdbm_plugin.inference.tiling import OVERLAP, SMALLEST, tile_for, tiled
+from rdbm_plugin.losses.objective import Objective
+from rdbm_plugin.models.basicsr_model import BasicSRModel
+from rdbm_plugin.models.checkpoints import Checkpoints, surviving
+from rdbm_plugin.models.interruption import Interruption
+from rdbm_plugin.models.option_checks import check_model, check_training, optimizer_class
+from rdbm_plugin.models.ranks import Ranks
+from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
+from rdbm_plugin.models.step_guard import StepGuard
+from rdbm_plugin.models.task_losses import TaskLosses
+from rdbm_plugin.models.training_step import Batch, TrainingStep
+from rdbm_plugin.models.validator import Restoration, Validator
 from rdbm_plugin.samplers import build_sampler
 
 
-class RDBMModel(ValidatingModel):
+class RDBMModel(BasicSRModel):
     """Restores by a diffusion bridge from the degraded to the clean image.
 
     Everything is chosen in the option file: ``bridge:``, ``network_g:``, ``train: pixel_opt:`` and ``val: sampler:``.
     Batches and results are BasicSR's: ``lq`` and ``gt`` of shape (N, C, H, W), RGB in [0, 1]. Beside BasicSR's keys
     ``train:`` takes
 
-    - ``node_t_share``: share of the samples drawn at node T, where x_t = mu; the others are uniform over the nodes
-      1 to T-1. Default 1/T (uniform over all).
-    - ``own_start_share``: share of the samples at nodes below T whose state is made from the network's own estimate
-      at node T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
+    - ``node_t_share``: share of samples at t = T, where x_t = mu; the others are uniform over the nodes 1 to T-1.
+      Default 1/T (uniform over all).
+    - ``own_start_share``: on-policy states: share of the samples at t < T whose state is made from the network's own
+      estimate at t = T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
     - ``amp``: ``none``, ``bf16``, ``fp16`` or ``auto`` (bf16 where the device computes in it, else none): precision of
       the network in training; validation is always float32.
     - ``grad_clip``: largest norm of the gradient. Default: no limit.
     - ``micro_batches``: each batch is worked on in so many parts whose gradients add up. Default 1.
     - ``nonfinite_limit``: so many steps in a row whose loss or gradient is not finite end the training. Default 10.
 
+    and ``logger:``
+
+    - ``keep_last``: how many states, and the networks that belong to them, are kept. Default: all.
+    - ``keep_best``: name of a metric; the network with the best average of it is kept as ``net_g_best.pth``.
+
     Any torch.optim class may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt`` (L1Loss, ...) compares
-    the estimate of x0 with ``gt``.
+    the estimate of x0 with ``gt``. All that is random in a step follows from ``manual_seed``, iteration and place in
+    the batch of all ranks, so that a resumed run equals one that was never broken off.
 
     Raises:
         OptionError: Naming the option key or file, what was found and what is allowed.
     """
 
+    GO_ON = 'Go on with --auto_resume.'
+    """What a user does after a stop."""
+
     def __init__(self, opt: dict[str, Any]) -> None:
-        option_checks.check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
+        check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
         self.bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
         settings = opt.get('val') or {}
         self.sampler = build_sampler(settings.get('sampler'), self.bridge, registered('SAMPLER'))
         self.tile, self.tile_overlap = settings.get('tile'), settings.get('tile_overlap', OVERLAP)
+        self.ranks = Ranks(opt['dist'])
+        self.progress = Progress(opt)
+        if len(set(self.ranks.gather(self.progress.seed))) > 1:
+            # BasicSR draws another one in each process where the option file has none.
+            raise OptionError('manual_seed: missing; several processes need one and the same.')
+        self.interruption = Interruption(self.ranks.group)
+        self.checkpoints = Checkpoints(opt['path'], (opt.get('logger') or {}).get('keep_last'))
+        self.validator = Validator(opt, self.ranks)
+        self.loop: Loop | None = None
+        self.warm = False
+        self.seconds, self.evaluations = 0.0, 0
+        self.trajectory: list[Tensor] = []
         super().__init__(opt)
 
-    # ------------------------------------------------------------------ networks
+    def attach(self, loop: Loop) -> None:
+        """Take what is needed to go on within an epoch, and to make up for a validation that was broken off."""
+        self.loop = loop
+
+    # ------------------------------------------------------------------ network and optimizer
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         net = net.to(memory_format=torch.channels_last)
@@ -74,31 +112,27 @@ class RDBMModel(ValidatingModel):
             return DistributedDataParallel(net)
         return super().model_to_device(net)
 
-    # ------------------------------------------------------------------ training
-
     def init_training_settings(self) -> None:
-        self.settings = option_checks.check_training(self.opt['train'], self.bridge)
-        self.dtype = precision(self.settings.amp, self.device)
-        if self.dtype == torch.bfloat16 and not computes_bf16(self.device):
-            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
-                                      'be many times slower than with "amp: auto".')
-        self.scaler = torch.amp.GradScaler(self.device.type) if self.settings.amp == 'fp16' else None
-        super().init_training_settings()
         train = self.opt['train']
-        self.objective = Objective(self.bridge, self.cri_pix, train.get('node_t_share'), train.get('own_start_share'))
+        # Before BasicSR takes blocks apart.
+        settings = check_training(train, self.bridge)
+        super().init_training_settings()
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
-        self.trained = [p for p in self.net_g.parameters() if p.requires_grad]
-        self.guard = StepGuard(self.settings.nonfinite_limit, Path(self.opt['path'].get('experiments_root', '.')),
-                               self.across_ranks)
+        guard = StepGuard(settings.nonfinite_limit, Path(self.opt['path'].get('experiments_root', '.')), self.ranks)
         tasks = (self.opt.get('datasets') or {}).get('train', {}).get('tasks') or TASKS
-        self.tasks = list(dict.fromkeys(map(str, tasks)))
-        self.task_losses = torch.zeros(2, len(self.tasks), device=self.device, dtype=torch.float64)
+        self.task_losses = TaskLosses(tasks, self.device, self.ranks)
+        objective = Objective(self.bridge, self.cri_pix, train.get('node_t_share'), train.get('own_start_share'))
+        self.step = TrainingStep(self.net_g, self.optimizer_g, objective, self.cri_perceptual, settings, guard,
+                                 self.task_losses, self.ranks, self.progress)
+        if self.step.dtype == torch.bfloat16 and not computes_bf16(self.device):
+            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
+                                      'be many times slower than with "amp: auto".')
         count_batches(0)
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
-        cls = option_checks.optimizer_class({'type': optim_type, 'lr': lr, **kwargs})
+        cls = optimizer_class({'type': optim_type, 'lr': lr, **kwargs})
         if 'foreach' not in kwargs and 'fused' in signature(cls).parameters and self.device.type in ('cpu', 'cuda'):
             try:
                 return cls(params, lr=lr, **{'fused': True, **kwargs})
@@ -112,6 +146,8 @@ class RDBMModel(ValidatingModel):
         averages, values = (list(net.parameters()) for net in (self.net_g_ema, self.get_bare_model(self.net_g)))
         get_ema_multi_avg_fn(decay)(averages, values, 0)
 
+    # ------------------------------------------------------------------ a training step
+
     def feed_data(self, data: Mapping[str, Any]) -> None:
         self.lq = data['lq'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
         if hasattr(self, 'gt'):
@@ -123,144 +159,183 @@ class RDBMModel(ValidatingModel):
         self.seeds = [_seed(self.opt.get('manual_seed'), path) for path in self.batch_names]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        seed_step(self.seed, current_iter, self.opt['rank'])
-        states = self.draw_states(current_iter)
-        if self.resumed:
-            self.rehearse(states)
-        put_back = buffers_of(self.net_g)
-        self.optimizer_g.zero_grad()
-        losses = self.add_gradients(states)
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer_g)
-        norm = gradient_norm(self.trained, self.settings.grad_clip)
-        # Read from the device at once.
-        numbers = torch.stack([*losses.values(), norm]).tolist()
-        values = dict(zip(losses, numbers))
-        if not self.take_step(current_iter, values, numbers[-1], states):
-            put_back()
-        elif self.ema_decay > 0:
+        batch = Batch(self.lq, self.gt, self.batch_tasks, self.batch_names)
+        self.log_dict, taken = self.step.run(current_iter, batch)
+        if taken and self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
-        self.log_dict = values
         count_batches(current_iter)
-
-    def rehearse(self, states: States) -> None:
-        """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
-        self.resumed = False
-        if isinstance(self.net_g, DistributedDataParallel):
-            put_back = buffers_of(self.net_g)
-            self.objective.output(states, self.predict).sum().backward()
-            put_back()
-
-    def draw_states(self, current_iter: int) -> States:
-        """Nodes, noise and states of the batch, the same ones whatever number of ranks shares it."""
-        draws = Draws(self.seed, current_iter, self.opt['rank'], self.opt['world_size'], len(self.lq))
-        return self.objective.draw(self.lq, self.gt, draws, self.predict, self.mean_of_ranks)
-
-    def add_gradients(self, states: States) -> OrderedDict[str, Tensor]:
-        """Losses of the batch, means over all ranks; their gradients are added up part by part."""
-        parts = torch.arange(len(self.lq)).tensor_split(self.settings.micro_batches)
-        total: OrderedDict[str, Tensor] = OrderedDict()
-        for number, rows in enumerate(parts):
-            part = states.part(slice(int(rows[0]), int(rows[-1]) + 1)) if len(parts) > 1 else states
-            share = len(rows) / len(self.lq)
-            # Ranks need to share gradients only once they are complete.
-            shared = number == len(parts) - 1 or not isinstance(self.net_g, DistributedDataParallel)
-            with nullcontext() if shared else self.net_g.no_sync():
-                output = self.objective.output(part, self.predict)
-                losses = self.losses(output, part, self.batch_tasks[int(rows[0]):int(rows[-1]) + 1])
-                loss = sum(losses.values()) * share
-                (self.scaler.scale(loss) if self.scaler else loss).backward()
-            for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach() * share
-        means = self.mean_of_ranks(torch.stack(list(total.values())))
-        return OrderedDict(zip(total, means))
-
-    def take_step(self, current_iter: int, losses: dict[str, float], norm: float, states: States) -> bool:
-        """Let the optimizer step if losses and gradient, which are those of all ranks, are finite; tell whether."""
-        sound_losses = all(map(isfinite, losses.values()))
-        sound = sound_losses and isfinite(norm)
-        # A gradient beyond the range of fp16 is how the scaler finds its scale, unless that is down to 1.
-        expected = sound_losses and self.scaler is not None and self.scaler.get_scale() > 1
-        if sound:
-            self.scaler.step(self.optimizer_g) if self.scaler else self.optimizer_g.step()
-            self.guard.in_a_row = 0
-        if self.scaler:
-            self.scaler.update()
-        if not sound and not expected:
-            self.task_losses.nan_to_num_(0, 0, 0)
-            self.guard.report(current_iter, losses, norm, {
-                'names': list(self.batch_names), 'tasks': list(self.batch_tasks), 'options': self.remembered,
-                'states': states._asdict(), 'params': self.get_bare_model(self.net_g).state_dict()})
-        return sound
-
-    def mean_of_ranks(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over all ranks."""
-        if self.opt['dist']:
-            value = value.clone()
-            torch.distributed.all_reduce(value)
-            value /= self.opt['world_size']
-        return value
-
-    def note_task_losses(self, losses: Tensor, tasks: Sequence[str]) -> None:
-        """Add the losses of samples, (N,), to the sums of their tasks, which the log shows the means of."""
-        known = [(row, self.tasks.index(name)) for row, name in enumerate(tasks) if name in self.tasks]
-        if known:
-            rows, columns = torch.tensor(known).T.to(self.device)
-            each = losses.detach()[rows].to(self.task_losses)
-            self.task_losses.index_add_(1, columns, torch.stack([each, torch.ones_like(each)]))
 
     def get_current_log(self) -> OrderedDict[str, float]:
         # BasicSR calls this on every rank, at every print_freq. Tasks are shown as means since the last call.
-        if self.opt['dist']:
-            torch.distributed.all_reduce(self.task_losses)
-        log = OrderedDict(self.log_dict)
-        for task, total, count in zip(self.tasks, *self.task_losses.tolist()):
-            if count:
-                log[f'l_{task}'] = total / count
-        self.task_losses.zero_()
-        return log
+        return OrderedDict({**self.log_dict, **self.task_losses.means()})
 
-    def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """The training network's output in float32, whatever precision it works in; (N, C, H, W)."""
-        with working_in(self.dtype, self.device):
-            return self.net_g(x_t, mu, t).float()
+    # ------------------------------------------------------------------ stopping
 
-    def losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> OrderedDict[str, Tensor]:
-        """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
-        terms = OrderedDict()
-        if self.cri_pix:
-            found = self.objective.loss(output, states)
-            if found.dim():
-                self.note_task_losses(found, tasks)
-            terms['l_pix'] = found.mean()
-        if self.cri_perceptual:
-            found = self.cri_perceptual(self.objective.estimate(output, states), states.gt)
-            terms.update((name, value) for name, value in zip(('l_percep', 'l_style'), found) if value is not None)
-        return terms
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        # The first thing that BasicSR's loop calls in an iteration.
+        self.interruption.listen()
+        if self.interruption.asked_before():
+            self.stop(current_iter - 1)
+        super().update_learning_rate(current_iter, warmup_iter)
 
-    # ------------------------------------------------------------------ resuming
+    def stop(self, iteration: int) -> None:
+        """Save what has been trained until the end of ``iteration``, and end the process; all ranks call this."""
+        # tried_iter is the same on all ranks, of which only the first knows whether saving went well.
+        if self.progress.tried_iter < iteration <= int(self.opt['train']['total_iter']):
+            self.save(self.loop.train_sampler.epoch if self.loop else self.progress.epoch, iteration)
+        number = self.interruption.signal or 0
+        get_root_logger().info(f'Stopped by {Signals(number).name if number else "another rank"} after iteration '
+                               f'{iteration}; saved until {self.progress.saved_iter}. {self.GO_ON}')
+        self.ranks.part()
+        raise SystemExit(128 + number)
 
-    def before_saving(self) -> None:
-        if self.opt['dist']:
-            torch.distributed.all_reduce(self.task_losses)
-            if self.opt['rank'] != 0:
-                self.task_losses.zero_()
+    # ------------------------------------------------------------------ saving
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        if current_iter == -1:
+            super().save(epoch, current_iter)
+            return
+        self.progress.begin_saving(epoch, current_iter, self.validator.due(current_iter))
+        self.task_losses.gather()
+        with surviving(f'Iteration {current_iter}'):
+            super().save(epoch, current_iter)
+            self.progress.saved_iter = current_iter
+            if self.opt['rank'] == 0:
+                self.checkpoints.tidy(current_iter)
+
+    def save_networks(self, current_iter: int | str) -> None:
+        """Save the network and its moving average, if there is one, as ``net_g_<current_iter>.pth``."""
+        if hasattr(self, 'net_g_ema'):
+            self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
+        else:
+            self.save_network(self.net_g, 'net_g', current_iter)
+
+    @master_only
+    def save_network(self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int | str,
+                     param_key: str | list[str] = 'params') -> None:
+        nets, keys = (each if isinstance(each, list) else [each] for each in (net, param_key))
+        self.checkpoints.save_network(dict(zip(keys, map(self.get_bare_model, nets))), net_label, current_iter)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if current_iter == -1:
+            return
+        self.checkpoints.save_state({
+            'epoch': epoch, 'iter': current_iter, 'optimizers': [each.state_dict() for each in self.optimizers],
+            'schedulers': list(map(progress_of, self.schedulers)),
+            'best_metric_results': getattr(self, 'best_metric_results', {}), **self.progress.state(),
+            **self.further_state()})
 
     def further_state(self) -> dict[str, Any]:
-        return {'task_losses': self.task_losses.tolist(), 'scaler': self.scaler.state_dict() if self.scaler else {},
-                'nonfinite': [self.guard.in_a_row, self.guard.in_all]}
+        """What else a training state holds: tensors and plain values."""
+        return self.step.state()
+
+    # ------------------------------------------------------------------ loading
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True,
+                     param_key: str | None = 'params') -> None:
+        # BasicSR's own error is torch's list of keys, and torch < 2.6 would run what the pickle holds.
+        net = self.get_bare_model(net)
+        parameters = read_parameters(load_path, param_key)
+        if strict:
+            check_fits(load_path, parameters, net)
+        get_root_logger().info(f'Loading {type(net).__name__} from {load_path}, {param_key}.')
+        self._print_different_keys_loading(net, parameters, strict)
+        net.load_state_dict(parameters, strict=strict)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        if len(resume_state.get('task_losses', [[]])[0]) == len(self.tasks) and self.opt['rank'] == 0:
-            self.task_losses.copy_(torch.tensor(resume_state['task_losses'], dtype=torch.float64))
-        if self.scaler and resume_state.get('scaler'):
-            self.scaler.load_state_dict(resume_state['scaler'])
-        self.guard.in_a_row, self.guard.in_all = resume_state.get('nonfinite', (0, 0))
+        fresh = FreshSettings(self.optimizers, self.schedulers)
         super().resume_training(resume_state)
+        fresh.put_back_schedules()
+        self.step.load(resume_state)
+        for name, record in resume_state.get('best_metric_results', {}).items():
+            self._initialize_best_metric_results(name)
+            known = self.best_metric_results[name]
+            known.update({metric: best for metric, best in record.items() if metric in known})
+        for warning in self.progress.resume(resume_state):
+            get_root_logger().warning(warning)
+        if self.progress.optimizer_changed(resume_state):
+            fresh.put_back_optimizers()
+        count_batches(resume_state['iter'])
+        self._go_on_within_epoch(resume_state['epoch'], resume_state['iter'])
+
+    def _go_on_within_epoch(self, epoch: int, iteration: int) -> None:
+        logger = get_root_logger()
+        if self.loop is None:
+            logger.warning('The training set starts its epoch anew, unless it is one of rdbm_plugin; "rdbm train" goes '
+                           'on with any where it stopped.')
+            return
+        self.loop.skip_to(epoch, iteration)
+        if not self.progress.validated:
+            logger.info(f'Making up for the validation of iteration {iteration}, which was broken off.')
+            for loader in self.loop.val_loaders:
+                self.validation(loader, iteration, self.loop.tb_logger, self.opt['val']['save_img'])
 
     # ------------------------------------------------------------------ validation and test
 
+    def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        # BasicSR's version lets rank 0 work alone, until the others' next collective call times out.
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        # BasicSR's version scores neither the input nor the average over the sets, and keeps no pictures.
+        if self.is_train:
+            # At the end of a training BasicSR validates once more, with an iteration beyond the last.
+            current_iter = min(int(current_iter), int(self.opt['train']['total_iter']))
+            if current_iter == self.progress.validated_iter:
+                return
+        name = dataloader.dataset.opt['name']
+        scores = self.validator.run(dataloader.dataset, self.restore, current_iter, tb_logger, save_img,
+                                    lambda: self.interruption.signal is not None)
+        if self.is_train and self.interruption.asked_by_any():
+            self.stop(int(current_iter))
+        self._log_scores(name, SetScore.of(scores).restored, current_iter, tb_logger)
+        finished = self.validator.collect(name, scores)
+        if finished is None:
+            return
+        sets = with_average({dataset: SetScore.of(each) for dataset, each in finished.items()})
+        if len(sets) > 1:
+            self._log_scores('average', sets['average'].restored, current_iter, tb_logger)
+        if self.is_train:
+            self._validation_finished('average' if len(sets) > 1 else name, current_iter)
+        self.validator.report(finished)
+
+    def _log_scores(self, name: str, scores: dict[str, float], current_iter: int | str, tb_logger: Any) -> None:
+        if scores:
+            self._initialize_best_metric_results(name)
+            for metric, value in scores.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
+            self.metric_results = scores
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+
+    def _validation_finished(self, name: str, current_iter: int | str) -> None:
+        """Note the scores in the state of this iteration, and keep the network if its score is the best so far."""
+        self.progress.validated_iter = current_iter
+        metric = self.opt['logger'].get('keep_best')
+        with surviving('What validation found'):
+            if metric is not None and self.best_metric_results[name][metric]['iter'] == current_iter:
+                self.save_networks('best')
+            if current_iter == self.progress.saved_iter and not self.progress.validated:
+                self.progress.validated = True
+                self.save_training_state(self.progress.epoch, self.progress.saved_iter)
+
+    def restore(self, data: Mapping[str, Any], keep_trajectory: bool = False) -> Restoration:
+        """Restore a batch of one, as a data loader gives it."""
+        self.feed_data(data)
+        if not self.is_train and not self.warm:
+            self._warm_up()
+        self.test(keep_trajectory)
+        return Restoration(self.get_current_visuals(), self.seconds, self.evaluations, self.trajectory)
+
+    def _warm_up(self) -> None:
+        """Let the device load what it needs before a time is taken."""
+        whole = self.lq
+        self.lq = whole[..., :SMALLEST, :SMALLEST]
+        self.test()
+        self.lq, self.warm = whole, True
+
     def test(self, keep_trajectory: bool = False) -> None:
+        """Restore ``self.lq`` into ``self.output``; both (N, C, H, W) in [0, 1]."""
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         net.eval()
         if self.tile == 'auto':
@@ -278,16 +353,6 @@ class RDBMModel(ValidatingModel):
         self.trajectory = [(point.x_t + 1) / 2 for point in result.trajectory]
         if self.is_train:
             self.net_g.train()
-
-
-def buffers_of(net: nn.Module) -> Callable[[], None]:
-    """Note what a forward pass may change beside the weights, such as running means; the result puts it back."""
-    noted = [(buffer, buffer.clone()) for buffer in net.buffers()]
-
-    def put_back() -> None:
-        for buffer, before in noted:
-            buffer.copy_(before)
-    return put_back
 
 
 def _seed(manual_seed: int | None, path: str) -> int:

@@ -1,16 +1,16 @@
-"""Keeps steps whose loss or gradient is not finite away from the weights, and says which batch it was."""
+"""What to do about a step whose loss or gradient is not finite: report its batch, and end a training that is lost."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.utils.logger import get_root_logger
-from torch import Tensor, distributed
-from torch.distributed import ProcessGroup
+from torch import Tensor, nn
 
-from rdbm_plugin.models.saving import save_whole
+from rdbm_plugin.models.ranks import Ranks
+from rdbm_plugin.models.state_files import save_whole
 
 _NAMED = 8
 """Images of a batch that the log names; the dump has them all."""
@@ -26,11 +26,11 @@ class StepGuard:
     Args:
         limit: So many in a row end the training.
         folder: Where the dump of the last of these goes, one file of each rank.
-        group: All ranks; None: there is one rank alone.
+        ranks: All processes of the run.
     """
 
-    def __init__(self, limit: int, folder: Path, group: ProcessGroup | None) -> None:
-        self.limit, self.folder, self.group = limit, folder, group
+    def __init__(self, limit: int, folder: Path, ranks: Ranks) -> None:
+        self.limit, self.folder, self.ranks = limit, folder, ranks
         self.in_a_row = self.in_all = 0
 
     def report(self, iteration: int, losses: Mapping[str, float], norm: float, batch: Mapping[str, Any]) -> None:
@@ -53,8 +53,7 @@ class StepGuard:
                                   f'{self.in_all} in all). Batch: {where}')
         if self.in_a_row < self.limit:
             return
-        rank = distributed.get_rank(self.group) if self.group else 0
-        dump = self.folder / f'nonfinite_{iteration}_rank{rank}.pth'
+        dump = self.folder / f'nonfinite_{iteration}_rank{self.ranks.rank}.pth'
         save_whole({'iteration': iteration, 'losses': dict(losses), 'norm': norm, **batch}, dump)
         raise NonFiniteLoss(
             f'{self.in_a_row} steps in a row were not finite (train: nonfinite_limit), the last one at iteration '
@@ -62,12 +61,8 @@ class StepGuard:
             f'scripts/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
 
     def _where(self, batch: Mapping[str, Any]) -> str:
-        mine = _described(batch['tasks'], batch['names'])
-        if self.group is None:
-            return mine
-        found: list[Any] = [None] * distributed.get_world_size(self.group)
-        distributed.all_gather_object(found, mine, group=self.group)
-        return '; '.join(f'rank {rank}: {each}' for rank, each in enumerate(found))
+        found = self.ranks.gather(_described(batch['tasks'], batch['names']))
+        return found[0] if len(found) == 1 else '; '.join(f'rank {rank}: {each}' for rank, each in enumerate(found))
 
 
 def _described(tasks: Sequence[str], names: Sequence[str]) -> str:
@@ -81,3 +76,13 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float) -> Tensor:
     if limit < float('inf') or not hasattr(torch.nn.utils, 'get_total_norm'):
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def buffers_of(net: nn.Module) -> Callable[[], None]:
+    """Note what a forward pass may change beside the weights, such as running means; the result puts it back."""
+    noted = [(buffer, buffer.clone()) for buffer in net.buffers()]
+
+    def put_back() -> None:
+        for buffer, before in noted:
+            buffer.copy_(before)
+    return put_back

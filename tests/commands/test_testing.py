@@ -117,14 +117,14 @@ SLOW = '''
 import time
 from datetime import timedelta
 from torch import distributed
-from rdbm_plugin.models.ranks import in_turn, validation_group
+from rdbm_plugin.models.ranks import Ranks
 
 distributed.init_process_group('gloo', timeout=timedelta(seconds=2))
-rank, group = distributed.get_rank(), validation_group()
+ranks = Ranks(True)
 def work():
-    time.sleep(5 * rank)
-    return [f'{rank}a', f'{rank}b'][:2 - rank]
-open(f'rank{rank}.txt', 'w').write(' '.join(in_turn(work, group)))
+    time.sleep(5 * ranks.rank)
+    return [f'{ranks.rank}a', f'{ranks.rank}b'][:2 - ranks.rank]
+open(f'rank{ranks.rank}.txt', 'w').write(' '.join(ranks.in_turn(work)))
 distributed.destroy_process_group()
 '''
 

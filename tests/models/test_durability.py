@@ -17,7 +17,7 @@ from test_training import RUN, own_file, weights
 
 from rdbm_plugin.basicsr_host.compat import load_resume_state
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.models.saving import delete_older, saved_iterations
+from rdbm_plugin.models.state_files import delete_older, saved_iterations
 
 SLOW_VALIDATION = {'val:sampler:steps': 40, 'val:val_freq': 4}
 RUNS = {**{key: value for key, value in TINY.items() if key[-11:-8] not in ('l_2', 'l_3', 'l_5')}, **short(12, every=6),

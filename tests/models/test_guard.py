@@ -70,7 +70,7 @@ def test_bad_step_is_skipped_named_and_changes_nothing(build, caplog, key, value
         assert words in caplog.text
     step(model, batch(1), 3)
     assert not same(before, everything(model)), 'training goes on'
-    assert (model.guard.in_a_row, model.guard.in_all) == (0, 1)
+    assert (model.step.guard.in_a_row, model.step.guard.in_all) == (0, 1)
     assert all(map(math.isfinite, model.get_current_log().values()))
 
 
@@ -109,7 +109,7 @@ def test_gradient_is_clipped(build):
     for clip in ('~', '0.01'):
         model = build(f'train:grad_clip={clip}', 'train:amp=none')
         step(model, batch(), 1)
-        norms[clip] = float(torch.stack([p.grad.norm() for p in model.trained]).norm())
+        norms[clip] = float(torch.stack([p.grad.norm() for p in model.step.parameters]).norm())
     assert norms['~'] > 0.02 and norms['0.01'] == pytest.approx(0.01, rel=1e-3)
 
 
@@ -129,10 +129,10 @@ def test_half_precision_trains_like_float32(build, amp):
 
 def test_overflow_of_fp16_lowers_the_scale_and_is_no_fault(build):
     model = build('train:amp=fp16')
-    model.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**40)
+    model.step.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**40)
     before = everything(model)
     step(model, batch(), 1)
-    assert model.scaler.get_scale() == 2.0**39 and model.guard.in_all == 0
+    assert model.step.scaler.get_scale() == 2.0**39 and model.step.guard.in_all == 0
     assert same(before, everything(model))
 
 
@@ -152,6 +152,6 @@ def test_bad_settings_are_named(build, change, words):
 def test_auto_takes_bf16_only_where_it_is_fast(build, monkeypatch):
     model = build('train:amp=auto')
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert model.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert model.step.dtype == (torch.bfloat16 if fast else torch.float32)
     monkeypatch.setattr('rdbm_plugin.archs.precision.computes_bf16', lambda device: not fast)
-    assert build('train:amp=auto').dtype != model.dtype
+    assert build('train:amp=auto').step.dtype != model.step.dtype

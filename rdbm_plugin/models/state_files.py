@@ -1,4 +1,4 @@
-"""Checkpoints and training states that are whole or not there at all, and which of them to keep or to go on from."""
+"""Files of networks and training states: written atomically, checked, found and tidied up. Needs torch only."""
 from __future__ import annotations
 
 import re

@@ -1,0 +1,59 @@
+"""The loss of each task for the log. Needs torch only."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from rdbm_plugin.models.ranks import Ranks
+
+
+class TaskLosses:
+    """Adds up the losses of each task's samples on the device until the log asks for their means.
+
+    Args:
+        tasks: Names of the tasks, in the log's order; samples of others are left out.
+        device: Where the losses are.
+        ranks: All processes of the run.
+    """
+
+    def __init__(self, tasks: Iterable[object], device: torch.device, ranks: Ranks) -> None:
+        self.tasks = list(dict.fromkeys(map(str, tasks)))
+        self.ranks = ranks
+        self.sums = torch.zeros(2, len(self.tasks), device=device, dtype=torch.float64)
+        """Sums of losses, and numbers of samples."""
+
+    def add(self, losses: Tensor, tasks: Sequence[str]) -> None:
+        """Add the losses of samples, (N,), of these tasks."""
+        known = [(row, self.tasks.index(name)) for row, name in enumerate(tasks) if name in self.tasks]
+        if known:
+            rows, columns = torch.tensor(known).T.to(losses.device)
+            each = losses.detach()[rows].to(self.sums)
+            self.sums.index_add_(1, columns, torch.stack([each, torch.ones_like(each)]))
+
+    def forget_nonfinite(self) -> None:
+        """Drop sums that a step which is not taken has spoilt."""
+        self.sums.nan_to_num_(0, 0, 0)
+
+    def means(self) -> dict[str, float]:
+        """``l_<task>`` -> mean over the samples of all ranks since the last call, of which every rank makes one."""
+        sums = self.ranks.sum(self.sums)
+        self.sums.zero_()
+        return {f'l_{task}': total / count for task, total, count in zip(self.tasks, *sums.tolist()) if count}
+
+    def gather(self) -> None:
+        """Move the sums of all ranks to rank 0, before it saves them; every rank calls this."""
+        if self.ranks.group:
+            self.sums = self.ranks.sum(self.sums)
+            if self.ranks.rank != 0:
+                self.sums.zero_()
+
+    def state(self) -> list[list[float]]:
+        """For a training state."""
+        return self.sums.tolist()
+
+    def load(self, state: list[list[float]]) -> None:
+        """Go on from what :meth:`state` gave, unless the tasks are others by now."""
+        if state and len(state[0]) == len(self.tasks) and self.ranks.rank == 0:
+            self.sums.copy_(torch.tensor(state, dtype=torch.float64))
