@@ -38,9 +38,9 @@ class TaskLosses:
 
     def means(self) -> dict[str, float]:
         """``l_<task>`` -> mean over the samples of all ranks since the last call, of which every rank makes one."""
-        sums = self.ranks.sum(self.sums)
+        sums = self.ranks.sum(self.sums).tolist()
         self.sums.zero_()
-        return {f'l_{task}': total / count for task, total, count in zip(self.tasks, *sums.tolist()) if count}
+        return {f'l_{task}': total / count for task, total, count in zip(self.tasks, *sums) if count}
 
     def gather(self) -> None:
         """Move the sums of all ranks to rank 0, before it saves them; every rank calls this."""
