@@ -18,7 +18,7 @@ from pathlib import Path
 from rdbm_plugin.archs.checkpoint import read_parameters, write_safetensors
 from rdbm_plugin.archs.mmengine_layout import from_basicsr
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.models.state_files import save_whole
+from rdbm_plugin.models.checkpoints import save_atomically
 
 LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters,
            'mmengine': lambda parameters: from_basicsr({'params': parameters})}
@@ -44,7 +44,7 @@ def main() -> None:
     if args.out.suffix == '.safetensors':
         write_safetensors(parameters, args.out)
     elif args.out.suffix == '.pth':
-        save_whole(LAYOUTS[args.layout](parameters), args.out)
+        save_atomically(LAYOUTS[args.layout](parameters), args.out)
     else:
         raise OptionError(f'{args.out}: expected a name that ends in .pth or .safetensors.')
     print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters')

@@ -17,7 +17,7 @@ import torch
 
 import rdbm_plugin.registration  # noqa: F401
 from rdbm_plugin.__main__ import main
-from rdbm_plugin.models.state_files import check_whole
+from rdbm_plugin.models.checkpoints import check_intact
 
 
 def start(arguments):
@@ -53,7 +53,7 @@ def kill_one(arguments, rng, while_saving):
     os.kill(child, signal.SIGKILL)
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     for path in (*Path().glob('experiments/*/models/*.pth'), *Path().glob('experiments/*/training_states/*.state')):
-        check_whole(path)
+        check_intact(path)
     partial = bool(list(Path().glob('experiments/*/*/.*.partial')))
     return {'killed': killed, 'before': max(before, default=0), 'after': max(iterations()), 'partial': partial}
 

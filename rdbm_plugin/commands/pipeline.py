@@ -27,9 +27,9 @@ from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
 from rdbm_plugin.data.task_mixture import MixedDataset
+from rdbm_plugin.models.checkpoints import Checkpoints, read_state
 from rdbm_plugin.models.rdbm_model import RDBMModel
 from rdbm_plugin.models.resuming import Loop
-from rdbm_plugin.models.state_files import clear_partial, newest_state, read_state
 
 
 class _YamlOf:
@@ -77,7 +77,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     return opt, args
 
 
-def check_before_writing(pipeline: ModuleType) -> None:
+def check_before_writing(script: ModuleType) -> None:
     """Check the options of basicsr.train or basicsr.test right after they are read.
 
     BasicSR makes folders and renames those of an older run before it builds anything.
@@ -91,10 +91,10 @@ def check_before_writing(pipeline: ModuleType) -> None:
             raise OptionError('val: save_img: missing; expected true or false.')
         return opt, args
 
-    pipeline.parse_options = parse
+    script.parse_options = parse
 
 
-def go_on_exactly(pipeline: ModuleType) -> None:
+def go_on_exactly(script: ModuleType) -> None:
     """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train go on within an epoch, from whole files alone.
 
     BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
@@ -120,8 +120,8 @@ def go_on_exactly(pipeline: ModuleType) -> None:
 
     def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
         if issubclass(registered('MODEL')[opt['model_type']], RDBMModel):
-            pipeline.EnlargedSampler = partial(ResumableSampler, seed=opt['manual_seed'])
-            pipeline.build_dataset = make_set
+            script.EnlargedSampler = partial(ResumableSampler, seed=opt['manual_seed'])
+            script.build_dataset = make_set
         loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
         loop.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
         if not len(loader):
@@ -138,10 +138,10 @@ def go_on_exactly(pipeline: ModuleType) -> None:
             model.attach(Loop(**loop))
         return model
 
-    start_loggers, build_set = pipeline.init_tb_loggers, pipeline.build_dataset
-    build_loaders, build_model = pipeline.create_train_val_dataloader, pipeline.build_model
-    pipeline.init_tb_loggers, pipeline.create_train_val_dataloader = make_loggers, make_loaders
-    pipeline.build_model, pipeline.load_resume_state = make_model, find_state
+    start_loggers, build_set = script.init_tb_loggers, script.build_dataset
+    build_loaders, build_model = script.create_train_val_dataloader, script.build_model
+    script.init_tb_loggers, script.create_train_val_dataloader = make_loggers, make_loaders
+    script.build_model, script.load_resume_state = make_model, find_state
 
 
 class SurvivingBoard:
@@ -174,12 +174,13 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     """
     path, state = opt['path'].get('resume_state'), None
     if opt['auto_resume']:
+        checkpoints = Checkpoints(opt['path'])
         if opt['rank'] == 0:
-            clear_partial(Path(opt['path']['models']), Path(opt['path']['training_states']))
+            checkpoints.clear_partial()
         ignored = opt['path'].get('ignore_resume_networks') or ()
         networks = [key.replace('network_', 'net_') for key in opt if key.startswith('network_') and key not in ignored]
         faults = []
-        for path, found in newest_state(opt['path'], networks):
+        for path, found in checkpoints.newest_first(networks):
             if not isinstance(found, OptionError):
                 state = found
                 break

@@ -1,15 +1,26 @@
-"""Saving of a run's networks and training states. Needs torch; BasicSR for its log."""
+"""Networks and training states of a run: saved atomically in BasicSR's layout, tidied up, checked and found again.
+
+Needs torch; BasicSR for its log.
+"""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from basicsr.utils.logger import get_root_logger
 from torch import nn
 
-from rdbm_plugin.models.state_files import delete_older, save_whole
+from rdbm_plugin.archs.checkpoint import read_parameters, read_safely
+from rdbm_plugin.config.atomic_write import PARTIAL, write_whole
+from rdbm_plugin.config.options import OptionError
+
+_STATE, _NETWORK = r'(\d+)\.state', r'net_\w+_(\d+)\.pth'
 
 
 @contextmanager
@@ -22,16 +33,53 @@ def surviving(what: str) -> Iterator[None]:
                                   'they were.')
 
 
+def save_atomically(content: Any, path: Path) -> None:
+    """torch.save so that ``path`` holds the new content, or what it held before, whenever the process or machine dies.
+
+    Raises:
+        OSError: It could not be written; nothing is left behind.
+    """
+    # torch.save itself hides why a file could not be written.
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer(), lasting=True)
+
+
+def check_intact(path: Path) -> None:
+    """Raise OptionError if a file of torch.save is damaged, down to single bits; torch itself checks no sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise OptionError(f'{path}: damaged ({error}).') from None
+    if damaged is not None:
+        raise OptionError(f'{path}: damaged (checksum of {damaged}).')
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A training state of ours or of BasicSR.
+
+    Raises:
+        OptionError: It is damaged, no training state, or not safe to load.
+    """
+    check_intact(path)
+    state = read_safely(path)
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
+        raise OptionError(f'{path}: no training state of BasicSR: it lacks iter, epoch, optimizers or schedulers.')
+    return state
+
+
 class Checkpoints:
-    """Writes the files of a run, each atomically, in BasicSR's layout and under BasicSR's names.
+    """The files of a run.
 
     Args:
-        paths: ``path:`` of the options, with ``models`` and ``training_states``.
+        paths: ``path:`` of the options; a training has ``models`` and ``training_states``.
         keep_last: Number of training states, and of the networks that belong to them, that are kept; None: all.
     """
 
-    def __init__(self, paths: Mapping[str, Any], keep_last: int | None) -> None:
-        self.paths, self.keep_last = paths, keep_last
+    def __init__(self, paths: Mapping[str, Any], keep_last: int | None = None) -> None:
+        self.models, self.states = Path(paths.get('models', '.')), Path(paths.get('training_states', '.'))
+        self.keep_last = keep_last
 
     def save_network(self, nets: Mapping[str, nn.Module], label: str, iteration: int | str) -> None:
         """Write ``<label>_<iteration>.pth``; ``nets``: key in the file, such as params_ema -> network.
@@ -41,14 +89,49 @@ class Checkpoints:
         """
         content = {key: {name: value.detach().cpu() for name, value in net.state_dict().items()}
                    for key, net in nets.items()}
-        name = 'latest' if iteration == -1 else iteration
-        save_whole(content, Path(self.paths['models'], f'{label}_{name}.pth'))
+        save_atomically(content, self.models / f'{label}_{"latest" if iteration == -1 else iteration}.pth')
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write ``<iter>.state``; see :meth:`save_network`."""
-        save_whole(dict(state), Path(self.paths['training_states'], f'{state["iter"]}.state'))
+        save_atomically(dict(state), self.states / f'{state["iter"]}.state')
+
+    def iterations(self) -> list[int]:
+        """Those that there are training states of, oldest first."""
+        names = [path.name for path in self.states.iterdir()] if self.states.is_dir() else []
+        return sorted(int(match[1]) for match in (re.fullmatch(_STATE, name) for name in names) if match)
 
     def tidy(self, iteration: int) -> None:
-        """Delete what ``keep_last`` does not keep, after ``iteration`` was saved."""
-        if self.keep_last:
-            delete_older(Path(self.paths['models']), Path(self.paths['training_states']), self.keep_last, iteration)
+        """Delete what ``keep_last`` does not keep up to ``iteration``; later files are of a run that was wound back."""
+        if not self.keep_last:
+            return
+        oldest = [each for each in self.iterations() if each <= iteration][-self.keep_last:][0]
+        for folder, pattern in ((self.states, _STATE), (self.models, _NETWORK)):
+            for path in folder.iterdir():
+                match = re.fullmatch(pattern, path.name)
+                if match and int(match[1]) < oldest:
+                    path.unlink()
+
+    def clear_partial(self) -> None:
+        """Delete what a process that was killed while it saved has left."""
+        for folder in (self.models, self.states):
+            for path in folder.glob(PARTIAL):
+                path.unlink()
+
+    def newest_first(self, networks: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any] | OptionError]]:
+        """Training states, each with its content or with what is wrong with it or with one of its networks.
+
+        Args:
+            networks: Labels of the networks that belong to a state, such as ``net_g``.
+        """
+        for iteration in reversed(self.iterations()):
+            path = self.states / f'{iteration}.state'
+            try:
+                state = read_state(path)
+                for network in networks:
+                    weights = self.models / f'{network}_{iteration}.pth'
+                    if weights.is_file():
+                        check_intact(weights)
+                    read_parameters(weights)
+                yield path, state
+            except OptionError as error:
+                yield path, error

@@ -9,8 +9,8 @@ import torch
 from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
 
+from rdbm_plugin.models.checkpoints import save_atomically
 from rdbm_plugin.models.ranks import Ranks
-from rdbm_plugin.models.state_files import save_whole
 
 _NAMED = 8
 """Images of a batch that the log names; the dump has them all."""
@@ -54,7 +54,7 @@ class StepGuard:
         if self.in_a_row < self.limit:
             return
         dump = self.folder / f'nonfinite_{iteration}_rank{self.ranks.rank}.pth'
-        save_whole({'iteration': iteration, 'losses': dict(losses), 'norm': norm, **batch}, dump)
+        save_atomically({'iteration': iteration, 'losses': dict(losses), 'norm': norm, **batch}, dump)
         raise NonFiniteLoss(
             f'{self.in_a_row} steps in a row were not finite (train: nonfinite_limit), the last one at iteration '
             f'{iteration}: {values}. Its batch and weights are in {dump}; see where they arise: python '

@@ -17,7 +17,7 @@ from test_training import RUN, own_file, weights
 
 from rdbm_plugin.basicsr_host.compat import load_resume_state
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.models.state_files import delete_older, saved_iterations
+from rdbm_plugin.models.checkpoints import Checkpoints
 
 SLOW_VALIDATION = {'val:sampler:steps': 40, 'val:val_freq': 4}
 RUNS = {**{key: value for key, value in TINY.items() if key[-11:-8] not in ('l_2', 'l_3', 'l_5')}, **short(12, every=6),
@@ -229,9 +229,10 @@ def test_run_that_was_wound_back_deletes_nothing_of_what_came_later(tmp_path):
     for iteration in (2, 4, 6, 100, 200):
         (tmp_path / f'{iteration}.state').touch()
         (tmp_path / f'net_g_{iteration}.pth').touch()
-    delete_older(tmp_path, tmp_path, 2, 6)
-    assert sorted(saved_iterations(tmp_path, r'(\d+)\.state')) == [4, 6, 100, 200]
-    assert sorted(saved_iterations(tmp_path, r'net_g_(\d+)\.pth')) == [4, 6, 100, 200]
+    checkpoints = Checkpoints({'models': tmp_path, 'training_states': tmp_path}, keep_last=2)
+    checkpoints.tidy(6)
+    assert checkpoints.iterations() == [4, 6, 100, 200]
+    assert len(list(tmp_path.glob('net_g_*.pth'))) == 4 and not (tmp_path / 'net_g_2.pth').exists()
 
 
 @pytest.mark.parametrize('mode', ['~', 'cpu'])
