@@ -12,11 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-import basicsr.train  # noqa: F401
 import torch
 
-import rdbm_plugin.registration  # noqa: F401
 from rdbm_plugin.__main__ import main
+from rdbm_plugin.commands import pipeline  # noqa: F401  imports BasicSR once for all
 from rdbm_plugin.models.checkpoints import check_intact
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from io import StringIO
 from math import ceil
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,22 +32,17 @@ from rdbm_plugin.models.rdbm_model import RDBMModel
 from rdbm_plugin.models.resuming import Loop
 
 
-class _YamlOf:
-    """Stands in for the module yaml within BasicSR's parse_options: what it loads has been read already."""
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        self.load = lambda *_, **__: content
-
-    def __getattr__(self, name: str) -> Any:
-        import yaml
-        return getattr(yaml, name)
-
-
-def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
+def parse_options(root_path: str, is_train: bool = True,
+                  arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
     """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
 
     BasicSR runs both as programs, and seeds before the changes are made. ``--local-rank`` is what
     torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
+
+    Args:
+        root_path: Folder that experiments/ and results/ are made in.
+        is_train: Whether the file is for a training.
+        arguments: Default: those of the command line.
 
     Raises:
         OptionError: Naming file, key, line or change.
@@ -55,7 +50,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
     parser.add_argument('--force_yml', nargs='+', default=[])
-    given, rest = parser.parse_known_args(sys.argv[1:])
+    given, rest = parser.parse_known_args(arguments)
     if given.opt is None:
         return options.parse_options(root_path, is_train=is_train)
     content = read_option_file(given.opt, given.force_yml)
@@ -63,7 +58,8 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     open_seed = content.get('manual_seed') is None
     saved, yaml = sys.argv, options.yaml
     sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
-    options.yaml = _YamlOf(content)
+    # What BasicSR loads has been read already.
+    options.yaml = SimpleNamespace(**{**vars(yaml), 'load': lambda *_, **__: content})
     try:
         opt, args = options.parse_options(root_path, is_train=is_train)
     finally:
@@ -149,18 +145,15 @@ class SurvivingBoard:
 
     def __init__(self, board: Any) -> None:
         self.board = board
-        self.lost = False
 
     def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if self.lost:
-                return None
+        def call(*args: Any, **kwargs: Any) -> None:
             try:
-                return getattr(self.board, name)(*args, **kwargs)
+                if self.board:
+                    getattr(self.board, name)(*args, **kwargs)
             except OSError as error:
-                self.lost = True
+                self.board = None
                 get_root_logger().warning(f'TensorBoard can write no more: {error}. Training goes on without.')
-                return None
         return call
 
 
@@ -207,12 +200,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_options(file: str | Path, changes: Sequence[str] = (), is_train: bool = False) -> dict[str, Any]:
-    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml CHANGES``, which tell that nothing is
-    distributed."""
-    saved = sys.argv
-    sys.argv = ['rdbm', '-opt', str(file), *(['--force_yml', *changes] if changes else [])]
-    try:
-        with redirect_stdout(StringIO()):
-            return parse_options(str(Path.cwd()), is_train)[0]
-    finally:
-        sys.argv = saved
+    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml CHANGES`` in one process."""
+    forced = ['--force_yml', *changes] if changes else []
+    with redirect_stdout(StringIO()):
+        return parse_options(str(Path.cwd()), is_train, ['-opt', str(file), *forced])[0]

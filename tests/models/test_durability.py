@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, TINY, command, forced, short
 from test_training import RUN, own_file, weights
 
-from rdbm_plugin.basicsr_host.compat import load_resume_state
+from rdbm_plugin.commands.pipeline import load_resume_state
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.models.checkpoints import Checkpoints
 
