@@ -30,7 +30,6 @@ def main() -> int:
     """Compare; return 1 if a method failed, else 0."""
     args = arguments()
     lookup.need_registries()
-    import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin.commands.pipeline import read_options
     from rdbm_plugin.commands.preflight import check_options
     from rdbm_plugin.evaluation.comparison import Comparison

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rdbm_plugin.basicsr_host import lookup
 from rdbm_plugin.basicsr_host.codebase import installation, installed, look_at, mending, undoing
 from rdbm_plugin.config.option_keys import unknown_keys
 from rdbm_plugin.config.options import OptionError
@@ -135,14 +136,12 @@ def _has_functional_tensor() -> bool:
 
 def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
     """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
-    from rdbm_plugin.basicsr_host import lookup
-    from rdbm_plugin.commands import pipeline
     try:
         lookup.need_registries()
     except OptionError as error:
         yield Finding('error', 'file', str(error))
         return
-    import rdbm_plugin.registration  # noqa: F401
+    from rdbm_plugin.commands import pipeline
     from rdbm_plugin.commands.preflight import checks
     from rdbm_plugin.config.option_file import read_option_file
     try:

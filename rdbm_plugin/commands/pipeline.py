@@ -20,6 +20,7 @@ import torch
 from basicsr.utils import get_root_logger, options, set_random_seed
 from basicsr.utils.misc import check_resume
 
+import rdbm_plugin.registration  # noqa: F401
 from rdbm_plugin.basicsr_host.lookup import registered
 from rdbm_plugin.commands.preflight import check_options
 from rdbm_plugin.config.option_file import read_option_file

@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from rdbm_plugin.basicsr_host import compat, lookup
 from rdbm_plugin.config.options import OptionError
 
 EXPLANATION = """rdbm test also takes:
@@ -25,12 +26,10 @@ def main() -> None:
     if {'-h', '--help'} & set(rest):
         print(EXPLANATION)
 
-    from rdbm_plugin.basicsr_host import compat, lookup
-    from rdbm_plugin.commands import pipeline
     lookup.need_registries()
     from basicsr import test
 
-    import rdbm_plugin.registration  # noqa: F401
+    from rdbm_plugin.commands import pipeline
     pipeline.check_before_writing(test)
     compat.distribute_on_cpus()
     if given.steps is None:

@@ -3,15 +3,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rdbm_plugin.basicsr_host import compat, lookup
+
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and train; experiments/ is made in the working directory."""
-    from rdbm_plugin.basicsr_host import compat, lookup
-    from rdbm_plugin.commands import pipeline
     lookup.need_registries()
     from basicsr import train
 
-    import rdbm_plugin.registration  # noqa: F401
+    from rdbm_plugin.commands import pipeline
     pipeline.check_before_writing(train)
     compat.distribute_on_cpus()
     pipeline.go_on_exactly(train)

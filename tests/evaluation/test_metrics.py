@@ -27,8 +27,8 @@ def pair():
 
 def test_every_protocol_is_registered():
     from basicsr.utils.registry import METRIC_REGISTRY
-    assert len(REGISTERED['METRIC_REGISTRY']) == 8
-    assert all(entry.split(':')[1] in METRIC_REGISTRY for entry in REGISTERED['METRIC_REGISTRY'])
+    assert len(REGISTERED['METRIC']) == 8
+    assert all(entry.split(':')[1] in METRIC_REGISTRY for entry in REGISTERED['METRIC'])
 
 
 def similarity(a, b, **options):
