@@ -1,8 +1,11 @@
 """Helpers: option files with changes, and the commands run as a user runs them."""
+import atexit
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -20,17 +23,65 @@ TINY = {  # the smallest run that does everything
 }
 
 
-def command(*arguments, cwd, env=None, check=True):
-    """Run python with ``arguments``, the plugin on its path, and return the finished process with its output."""
+class WarmPython:
+    """Runs commands in forks of a Python that has imported torch and BasicSR; see warm_python.py."""
+
+    def __init__(self):
+        self.server = None
+
+    def start(self):
+        self.folder = tempfile.mkdtemp(prefix='rdbm_commands_')
+        self.server = subprocess.Popen([sys.executable, ROOT / 'tests/warm_python.py'], text=True, cwd=self.folder,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+        atexit.register(self.stop)
+        assert self.server.stdout.readline() == 'ready\n'
+
+    def stop(self):
+        self.server.stdin.close()
+        self.server.wait()
+        shutil.rmtree(self.folder)
+
+    def run(self, arguments, cwd, env, path):
+        if self.server is None:
+            self.start()
+        output = Path(self.folder, 'output')
+        request = {'arguments': arguments, 'cwd': str(cwd), 'env': env, 'path': path, 'output': str(output)}
+        self.server.stdin.write(json.dumps(request) + '\n')
+        self.server.stdin.flush()
+        status = json.loads(self.server.stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, output.read_text(encoding='utf-8', errors='replace'))
+
+
+WARM = WarmPython()
+
+
+def environment(env=None):
+    """Of a process: the plugin is on its path, behind what ``env`` has there; one thread, as tests run side by side."""
     env = dict(env or {})
-    paths = [str(ROOT), *env.pop('PYTHONPATH', '').split(os.pathsep), os.environ.get('PYTHONPATH')]
-    process = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=600, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **env})
+    paths = [*env.pop('PYTHONPATH', '').split(os.pathsep), str(ROOT), os.environ.get('PYTHONPATH')]
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **env}
+
+
+def command(*arguments, cwd, env=None, check=True, fresh=False):
+    """Run python with ``arguments``, the plugin on its path, and return the finished process with its output.
+
+    It is a new Python if it shall be ``fresh``, if it is not ours that is run, or if it finds another BasicSR; else a
+    fork of one that has imported what it needs.
+    """
+    arguments = [*map(str, arguments)]
+    path = [entry for entry in (env or {}).get('PYTHONPATH', '').split(os.pathsep) if entry]
+    ours = arguments[0].startswith(str(ROOT / 'scripts')) or arguments[:2] in (
+        ['-m', 'rdbm_plugin'], ['-m', 'rdbm_plugin.mmengine'])
+    other_basicsr = any(Path(folder, 'basicsr').exists() for folder in (cwd, *path))
+    if ours and not (fresh or other_basicsr):
+        own = {key: value for key, value in (env or {}).items() if key != 'PYTHONPATH'}
+        process = WARM.run(arguments, cwd, own, path)
+    else:
+        process = subprocess.run([sys.executable, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, timeout=600, env=environment(env))
     if check and process.returncode != 0:
         pytest.fail(f'{arguments} ended with {process.returncode}:\n{process.stdout[-6000:]}')
     return process
-
 
 
 LOADER = 'from yaml import CLoader as Loader'
