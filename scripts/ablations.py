@@ -1,4 +1,4 @@
-"""The rows of options/ablations/suite.yml: trained, measured on held-out photos, and laid out as tables and plots.
+"""The rows of options/suites/ablations.yml: trained, measured on held-out photos, and laid out as tables and plots.
 
 Called by ``python scripts/run_suite.py ablations``; see there.
 """
@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 from ablation_report import CLEAN, write_report
+from suites import changes_of, read_suite, rows_of
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from rdbm_plugin.archs.checkpoint import load_weights
 from rdbm_plugin.config.atomic_write import write_whole
-from rdbm_plugin.config.option_file import parse, read_option_file
+from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError, build, check_choice
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITE = ROOT / 'options/ablations/suite.yml'
+SUITE = ROOT / 'options/suites/ablations.yml'
 INTACT = 2.5 / 255
 """A pixel is intact where no channel of the degraded image is off by more than two of 255 levels."""
 ONCE = {'solver': 'euler', 'steps': 1}
@@ -92,7 +93,7 @@ class Row:
 
 @dataclass
 class Suite:
-    """What suite.yml says for one scale."""
+    """What the suite file says for one scale."""
 
     content: dict[str, Any]
     path: Path
@@ -101,49 +102,26 @@ class Suite:
     @classmethod
     def read(cls, path: Path, scale: str) -> Suite:
         """Raises OptionError, naming what is wrong."""
-        if not path.is_file():
-            raise OptionError(f'--suite: no file {str(path)!r}.')
-        content = parse(path.read_bytes())
+        content = read_suite(path)
         check_choice('--scale', scale, content['scales'])
         return cls(content, path, scale)
 
     def rows(self, chosen: Sequence[str] | None, seeds: Sequence[int] | None, forced: Sequence[str]) -> list[Row]:
         """All trainings, the main rows first; raises OptionError if one that was chosen does not exist."""
-        scale = self.content['scales'][self.scale]
-        groups = self.content['rows']
-        names = {name for group in groups.values() for name in group} | set(groups)
-        for each in chosen or ():
-            check_choice('--rows', each, names)
-        found: dict[str, Row] = {}
-        for seed in seeds or sorted({*scale['seeds'], *scale['main_seeds']}):
-            for group, rows in groups.items():
-                for name, row in rows.items():
-                    wanted = not chosen or group in chosen or name in chosen
-                    planned = seeds or scale['main_seeds' if name in self.content['main'] else 'seeds']
-                    if wanted and seed in planned and self.scale in row.get('scales', [self.scale]):
-                        experiment = f'ablations_{self.scale}_{name}_seed{seed}'
-                        found.setdefault(experiment, self._row(name, row, seed, experiment, forced))
-        return sorted(found.values(), key=lambda row: (row.name not in self.content['main'], row.seed))
-
-    def _row(self, name: str, row: Mapping[str, Any], seed: int, experiment: str, forced: Sequence[str]) -> Row:
-        scale = self.content['scales'][self.scale]
-        file = (self.path.parent / row.get('file', self.content['base'])).resolve()
-        rdbm = 'bridge' in read_option_file(file, plugins=False)
-        changes = {**scale['changes'], **(scale['bridge_changes'] if rdbm else {}), **row.get('changes', {})}
-        return Row(name, seed, file,
-                   [*(f'{key}={_text(value)}' for key, value in changes.items()), *forced, f'manual_seed={seed}',
-                    f'name={experiment}'],
-                   self._samplers(row, scale) if rdbm else [])
-
-    def _samplers(self, row: Mapping[str, Any], scale: Mapping[str, Any]) -> list[dict[str, Any]]:
-        given = row.get('samplers', self.content['samplers'])
-        return [{**sampler, 'steps': steps} for sampler in given
-                for steps in sampler.get('steps', scale['steps'])]
-
-
-def _text(value: Any) -> str:
-    """As --force_yml reads it."""
-    return '~' if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
+        scale, main = self.content['scales'][self.scale], self.content['main']
+        file = (self.path.parent / self.content['base']).resolve()
+        found = []
+        for name, row in rows_of(self.content, chosen).items():
+            if self.scale not in row.get('scales', [self.scale]):
+                continue
+            changes = changes_of(scale['changes'], row.get('changes', {}))
+            bridge = read_option_file(file, changes, plugins=False)['bridge']
+            samplers = [{**sampler, 'steps': steps} for sampler in row.get('samplers', self.content['samplers'])
+                        for steps in sampler.get('steps', scale['steps'])] if bridge else []
+            for seed in seeds or scale['main_seeds' if name in main else 'seeds']:
+                own = [f'manual_seed={seed}', f'name=ablations_{self.scale}_{name}_seed{seed}']
+                found.append(Row(name, seed, file, [*changes, *forced, *own], samplers))
+        return sorted(found, key=lambda row: (row.name not in main, row.seed))
 
 
 # ---------------------------------------------------------------------------------------------------- measuring

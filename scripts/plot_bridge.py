@@ -1,6 +1,6 @@
 """Draws the bridges of option files.
 
-    python scripts/plot_bridge.py options/train_rdbm_universal.yml options/family/*.yml --out plots
+    python scripts/plot_bridge.py options/train_rdbm_universal.yml options/suites/family.yml --out plots
 
 writes four pictures: coefficients.png (weight of the residual and scale of the noise over time, one line a file),
 rnr.png (residual-to-noise ratio of the first file: one curve for pi = residual against a fan for pi = 1), paths.png
@@ -19,6 +19,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+from suites import changes_of, is_suite, read_suite, rows_of
 
 from rdbm_plugin.bridge import ResidualBridge, build_bridge
 from rdbm_plugin.bridge.coefficients import forward_kernel
@@ -41,17 +42,22 @@ RESIDUALS = (0.01, 0.05, 0.2, 1.0)
 def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('files', nargs='+', help='option files with a bridge: block')
+    parser.add_argument('files', nargs='+', help='option files with a bridge: block, and suites of them')
     parser.add_argument('--out', type=Path, default=Path('.'), help='folder of the pictures')
     parser.add_argument('--photos', default='embedded', help='clean photos for the noise map, as dataroot_gt')
     parser.add_argument('--task', default='derain', help='degradation of the noise map')
     return parser.parse_args()
 
 
-def read(file: str) -> dict[str, Any]:
-    """The bridge block of an option file, and its name."""
-    content = read_option_file(file)
-    return {'name': str(content['name']), 'bridge': dict(content.get('bridge') or {})}
+def read(file: str) -> dict[str, dict[str, Any]]:
+    """Name -> bridge block of an option file, or of the rows of a suite."""
+    if not is_suite(file):
+        content = read_option_file(file)
+        return {str(content['name']): dict(content.get('bridge') or {})}
+    suite = read_suite(Path(file))
+    base = (Path(file).parent / suite['base']).resolve()
+    return {name: dict(read_option_file(base, changes_of(row['changes']))['bridge'])
+            for name, row in rows_of(suite).items()}
 
 
 def coefficients(bridges: dict[str, ResidualBridge]) -> plt.Figure:
@@ -138,8 +144,8 @@ def main() -> int:
     """Draw all pictures and return the exit status."""
     args = arguments()
     try:
-        blocks = [read(file) for file in args.files]
-        bridges = {each['name']: build_bridge(each['bridge'], lookup.registered('BRIDGE')) for each in blocks}
+        blocks = {name: block for file in args.files for name, block in read(file).items()}
+        bridges = {name: build_bridge(block, lookup.registered('BRIDGE')) for name, block in blocks.items()}
         first = next(iter(bridges.values()))
         general = {'schedule': first.theta.tolist(), 'timesteps': first.timesteps,
                    'stationary_variance': first.stationary_variance, 'brownian': first.brownian}

@@ -1,16 +1,17 @@
-"""Trains a list of option files under one budget and compares the results.
+"""Trains option files and rows of suite files under one budget and compares the results.
 
-    python scripts/run_suite.py options/train_rdbm_quickstart.yml options/baselines/edsr_t.yml --iters 3000
+    python scripts/run_suite.py options/suites/baselines.yml --rows rdbm_t edsr_t --iters 3000
 
-trains each file that has not been trained (``experiments/NAME/models/net_g_latest.pth``), one after the other, and ends
-in ``rdbm compare``. Interrupted, it goes on where it stopped. A training that fails does not stop the others.
+trains each that has not been trained (``experiments/NAME/models/net_g_latest.pth``), one after the other, and ends in
+``rdbm compare``. Interrupted, it goes on where it stopped. A training that fails does not stop the others. Rows are
+written out as option files to ``OUT/options``; ``--write FOLDER`` does that alone, for other commands.
 
 ``--minutes M`` gives each the same wall time instead of the same iterations: a short run measures how long one
 iteration takes, and the length of the schedule follows from that.
 
     python scripts/run_suite.py ablations [--scale gpu] [--help]
 
-trains and measures the rows of ``options/ablations/suite.yml`` instead, side by side on the cores there are.
+trains and measures the rows of ``options/suites/ablations.yml`` instead, side by side on the cores there are.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from suites import is_suite, read_suite, rows_of, write_row
 from tqdm import tqdm
 
 from rdbm_plugin.commands import pipeline
@@ -35,7 +37,9 @@ TRIAL = 40
 def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('files', nargs='+', metavar='FILE', help='option files of training, of any model_type')
+    parser.add_argument('files', nargs='+', metavar='FILE', help='suites, and option files of training, of any model')
+    parser.add_argument('--rows', nargs='+', help='only these rows or groups of the suites (default: all)')
+    parser.add_argument('--write', type=Path, metavar='FOLDER', help='only write the rows as option files')
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument('--iters', type=int, help='iterations of every training (default: as in the files)')
     budget.add_argument('--minutes', type=float, help='wall time of every training')
@@ -43,6 +47,15 @@ def arguments() -> Namespace:
     parser.add_argument('-o', '--out', default='comparison', help='folder of the comparison')
     parser.add_argument('--force_yml', nargs='+', default=[], help='changes to every option file')
     return parser.parse_args()
+
+
+def written(file: str, args: Namespace) -> list[str]:
+    """The option files that a file stands for: itself, or the rows of a suite."""
+    if not is_suite(file):
+        return [file]
+    folder = args.write or Path(args.out, 'options')
+    return [str(write_row(Path(file), name, row, folder)) for name, row in rows_of(read_suite(Path(file)),
+                                                                                 args.rows).items()]
 
 
 def rdbm(*command: str, log: Path | None = None) -> int:
@@ -106,8 +119,16 @@ def main() -> int:
         import ablations
         return ablations.main(sys.argv[2:])
     args = arguments()
+    try:
+        files = [each for file in args.files for each in written(file, args)]
+    except OptionError as error:
+        print(f'run_suite: {error}', file=sys.stderr)
+        return 2
+    if args.write:
+        print('\n'.join(files))
+        return 0
     faults = {}
-    with tqdm(args.files, unit='training') as bar:
+    with tqdm(files, unit='training') as bar:
         for file in bar:
             bar.set_description(Path(file).stem)
             try:
@@ -119,7 +140,7 @@ def main() -> int:
                 bar.write(f'{file}: {fault}')
     sets = ['--sets', args.sets] if args.sets else []
     forced = ['--force_yml', *args.force_yml] if args.force_yml else []
-    status = rdbm('compare', *args.files, *sets, '-o', args.out, *forced)
+    status = rdbm('compare', *files, *sets, '-o', args.out, *forced)
     return int(bool(faults or status))
 
 

@@ -127,6 +127,20 @@ def forced(changes):
     return ['--force_yml', *(f'{key}={value}' for key, value in changes.items())] if changes else []
 
 
+def suite_rows(suite):
+    """Name -> block of the rows of a suite in options/suites."""
+    sys.path.insert(0, str(ROOT / 'scripts'))
+    from suites import read_suite, rows_of
+    return rows_of(read_suite(ROOT / f'options/suites/{suite}.yml'))
+
+
+def row_file(suite, name, folder):
+    """A row of a suite, written as an option file of its own."""
+    rows = suite_rows(suite)
+    from suites import write_row
+    return write_row(ROOT / f'options/suites/{suite}.yml', name, rows[name], folder)
+
+
 def rdbm(name, option_file, cwd, changes=None, extra=(), check=True):
     """``rdbm NAME -opt options/OPTION_FILE`` with the smallest settings and ``changes``."""
     return command('-m', 'rdbm_plugin', *arguments(name, option_file, changes, extra), cwd=cwd, check=check)

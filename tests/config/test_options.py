@@ -3,12 +3,11 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, rdbm, short
+from conftest import ROOT
 
-from rdbm_plugin.bridge import BRIDGES
 from rdbm_plugin.config.options import OptionError, check_int, check_number
 
-FILES = sorted(file for file in (ROOT / 'options').rglob('*.yml') if file.parent.name not in ('snippets', 'ablations'))
+FILES = sorted((ROOT / 'options').glob('*.yml'))
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
@@ -65,25 +64,3 @@ def test_what_is_not_a_finite_number_is_refused(value):
 def test_what_is_not_a_whole_number_is_refused(value):
     with pytest.raises(OptionError, match='key: found'):
         check_int('key', value, 0)
-
-
-FAMILY = sorted((ROOT / 'options/family').glob('*.yml'))
-
-
-def test_family_has_a_file_for_every_bridge():
-    types = {re.search(r'bridge:\n  type: (\w+)', file.read_text(encoding='utf-8')).group(1) for file in FAMILY}
-    assert types == set(BRIDGES)
-
-
-@pytest.mark.parametrize('file', FAMILY, ids=lambda file: file.stem)
-def test_family_differs_from_the_quickstart_in_bridge_and_start_alone(file):
-    texts = [path.read_text(encoding='utf-8') for path in (file, ROOT / 'options/train_rdbm_quickstart.yml')]
-    without = [re.sub(r'(?s)\A.*?# Numbers|\nname: \S+ *|\nbridge:.*?\n# Data|    start: \w+ *', '', text)
-               for text in texts]
-    assert without[0] == without[1]
-
-
-@pytest.mark.parametrize('file', FAMILY, ids=lambda file: file.stem)
-def test_family_trains_and_validates(file, tmp_path):
-    process = rdbm('train', file, tmp_path, short(2))
-    assert 'Validation, 2 network evaluations an image:' in process.stdout and 'nan' not in process.stdout.lower()

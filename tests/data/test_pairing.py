@@ -10,7 +10,7 @@ from rdbm_plugin.data.image_source import ImageSource
 from rdbm_plugin.data.pairing import find_pairs
 from rdbm_plugin.data.universal_paired_dataset import read_task
 
-SNIPPETS = yaml.safe_load((ROOT / 'options/snippets/known_datasets.yml').read_text(encoding='utf-8'))
+SNIPPETS = yaml.safe_load((ROOT / 'docs/known_datasets.yml').read_text(encoding='utf-8'))
 PIXEL = cv2.imencode('.png', np.zeros((1, 1, 3), np.uint8))[1].tobytes()
 
 

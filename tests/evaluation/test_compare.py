@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, command, rdbm
+from conftest import ROOT, command, rdbm, row_file
 
 from rdbm_plugin import OptionError
 from rdbm_plugin.evaluation.tables import DEGRADED, Scores, latex, metric_table, ranking
@@ -170,7 +170,7 @@ def test_bad_arguments_are_named(folder, compared, arguments, words):
 
 
 def test_an_untrained_file_says_how_to_train_it(folder):
-    shutil.copy(ROOT / 'options/baselines/edsr_t.yml', folder / 'untrained.yml')
+    row_file('baselines', 'edsr_t', folder).rename(folder / 'untrained.yml')
     process = compare(folder, 'untrained.yml', 'rdbm.yml', '--sets', 'rdbm.yml', '-o', 'un', '--no-cost', check=False)
     assert process.returncode == 1 and 'run: rdbm train -opt untrained.yml' in process.stdout
     assert 'rdbm ' in process.stdout
@@ -302,7 +302,7 @@ def test_published_checkpoints_run_in_a_comparison(name, folder, tmp_path):
     torch.save(state, tmp_path / 'lastest_EMA.pth')
     changes = ['network_g:nf=8', 'network_g:depth=2', f'path:pretrain_network_g={tmp_path}/lastest_EMA.pth',
                'val:sampler:steps=2', 'num_gpu=0']
-    compare(tmp_path, ROOT / f'options/published/{name}.yml', '--sets', folder / 'rdbm.yml', '--names', name,
+    compare(tmp_path, row_file('published', f'test_{name}', tmp_path), '--sets', folder / 'rdbm.yml', '--names', name,
             '--no-cost', '--force_yml', *changes, '-o', 'out')
     score = float(rows(tmp_path)[name, 'average']['psnr'])
     assert 0 < score < 60 and score != float(rows(tmp_path)[DEGRADED, 'average']['psnr'])

@@ -5,13 +5,13 @@ import cv2
 import pytest
 from conftest import ROOT, command
 
-FAMILY = sorted((ROOT / 'options/family').glob('*.yml'))
+FAMILY = ROOT / 'options/suites/family.yml'
 QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
 SHIPPED = ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'
 
 
 def test_bridges_are_drawn(tmp_path):
-    command(ROOT / 'scripts/plot_bridge.py', ROOT / 'options/train_rdbm_universal.yml', *FAMILY, '--out', 'plots',
+    command(ROOT / 'scripts/plot_bridge.py', ROOT / 'options/train_rdbm_universal.yml', FAMILY, '--out', 'plots',
             cwd=tmp_path)
     for name in ('coefficients', 'rnr', 'paths', 'noise_map'):
         picture = cv2.imread(str(tmp_path / f'plots/{name}.png'))

@@ -1,18 +1,22 @@
-"""Baselines of equal size, and networks of BasicSR in the bridge."""
+"""Suites of baselines of equal size and of the family's bridges, and networks of BasicSR in the bridge."""
 import re
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, command, forced, short
+from conftest import ROOT, TINY, command, forced, rdbm, row_file, short, suite_rows
 from torch.utils.flop_counter import FlopCounterMode
 
+import rdbm_plugin
 from rdbm_plugin import OptionError, RDBMUNet
 from rdbm_plugin.archs.complexity import giga_multiply_adds
+from rdbm_plugin.bridge import BRIDGES
+from rdbm_plugin.commands.preflight import check_options
+from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import build
 
-FILES = sorted((ROOT / 'options/baselines').glob('*.yml'))
-FOREIGN = [file for file in FILES if 'model_type: RDBMModel' not in file.read_text(encoding='utf-8')]
+BASELINES, FAMILY = suite_rows('baselines'), suite_rows('family')
+FOREIGN = [name for name in BASELINES if not name.startswith(('rdbm', 'regression'))]
 QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
 EDSR = '{type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 1}'
 SWINIR = ("{type: SwinIR, img_size: 16, in_chans: 6, window_size: 8, upscale: 1, upsampler: '', embed_dim: 8, "
@@ -25,25 +29,21 @@ def registered():
     return registered('ARCH')
 
 
-def read(file):
-    from basicsr.utils.options import ordered_yaml
-    return yaml.load(file.read_text(encoding='utf-8'), ordered_yaml()[0])
+def read(suite, name, folder):
+    return read_option_file(row_file(suite, name, folder))
 
 
-def test_there_are_three_architectures_for_each_size():
-    types = {read(file)['network_g']['type'] for file in FOREIGN}
-    assert len(types) >= 3
-    assert {file.stem for file in FOREIGN} == {f'{kind}_{size}' for kind in ('edsr', 'rcan', 'srvgg', 'swinir')
-                                               for size in 'tb'}
+def test_there_are_four_architectures_for_each_size():
+    assert set(FOREIGN) == {f'{kind}_{size}' for kind in ('edsr', 'rcan', 'srvgg', 'swinir') for size in 'tb'}
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('file', FOREIGN, ids=lambda file: file.stem)
-def test_foreign_networks_are_as_large_as_ours(file):
-    ours = RDBMUNet(file.stem[-1].upper())
-    network = build('network_g', read(file)['network_g'], registered())
+@pytest.mark.parametrize('name', FOREIGN)
+def test_foreign_networks_are_as_large_as_ours(name, tmp_path):
+    ours = RDBMUNet(name[-1].upper())
+    network = build('network_g', read('baselines', name, tmp_path)['network_g'], registered())
     with torch.no_grad():
-        size = (48, 40) if 'swinir' in file.stem else (45, 38)  # SwinIRModel pads
+        size = (48, 40) if 'swinir' in name else (45, 38)  # SwinIRModel pads
         assert network(torch.zeros(1, 3, *size)).shape == (1, 3, *size), 'photos have any size'
     parameters = [sum(p.numel() for p in each.parameters()) for each in (network, ours)]
     if abs(parameters[0] / parameters[1] - 1) <= 0.05:
@@ -53,22 +53,44 @@ def test_foreign_networks_are_as_large_as_ours(file):
     assert counter.get_total_flops() / 2e9 == pytest.approx(giga_multiply_adds(ours), rel=0.05)
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
-def test_baselines_have_data_iterations_and_seed_of_ours(file):
-    theirs, ours = read(file), read(QUICK)
-    assert theirs['datasets'] == ours['datasets'] and theirs['manual_seed'] == ours['manual_seed']
-    for key in ('total_iter', 'ema_decay', 'scheduler'):
-        assert theirs['train'][key] == ours['train'][key]
-    assert theirs['train']['optim_g']['lr'] == ours['train']['optim_g']['lr']
-    assert theirs['val']['metrics'] == ours['val']['metrics'] and theirs['name'] == file.stem
+@pytest.mark.parametrize('suite', ['baselines', 'family'])
+def test_rows_pass_every_check_and_have_data_iterations_and_seed_of_ours(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = read_option_file(QUICK)
+    for name in {'baselines': BASELINES, 'family': FAMILY}[suite]:
+        theirs = read(suite, name, tmp_path)
+        assert theirs['name'] == name and theirs['plugin'] == rdbm_plugin.__version__
+        assert theirs['datasets'] == ours['datasets'] and theirs['manual_seed'] == ours['manual_seed']
+        for key in ('total_iter', 'ema_decay', 'scheduler'):
+            assert theirs['train'][key] == ours['train'][key], key
+        theirs['is_train'] = True
+        for phase, dataset in theirs['datasets'].items():
+            dataset['phase'] = phase.split('_')[0]
+        check_options(theirs)
 
 
-def test_regression_is_one_evaluation_of_the_same_network():
+def test_regression_is_our_network_at_node_t_with_an_l1_loss(tmp_path):
     for size in 'tb':
-        opt = read(ROOT / f'options/baselines/regression_{size}.yml')
+        opt = read('baselines', f'regression_{size}', tmp_path)
         assert opt['network_g'] == {'type': 'RDBMUNet', 'variant': size.upper()}
         assert opt['train']['node_t_share'] == 1 and opt['val']['sampler']['steps'] == 1
         assert opt['train']['pixel_opt']['type'] == 'L1Loss'
+
+
+def test_family_has_a_row_for_every_bridge(tmp_path):
+    found = [read('family', name, tmp_path) for name in FAMILY]
+    assert {opt['bridge']['type'] for opt in found} == set(BRIDGES)
+    ours = read_option_file(QUICK)
+    for opt in found:
+        opt['val']['sampler'].pop('start')
+        assert {key: value for key, value in opt.items() if key not in ('name', 'bridge', 'val')} == {
+            key: value for key, value in ours.items() if key not in ('name', 'bridge', 'val')}
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_family_trains_and_validates(name, tmp_path):
+    process = rdbm('train', row_file('family', name, tmp_path), tmp_path, short(2))
+    assert 'Validation, 2 network evaluations an image:' in process.stdout and 'nan' not in process.stdout.lower()
 
 
 @pytest.mark.parametrize(('backbone', 'channels'), [(EDSR, 3), (SWINIR, 6)])
@@ -83,11 +105,10 @@ def test_networks_of_basicsr_train_in_the_bridge_by_option_file_alone(tmp_path, 
 
 
 def test_swinir_restores_photos_of_any_size(tmp_path):
-    text = (ROOT / 'options/baselines/swinir_t.yml').read_text(encoding='utf-8')
-    text = re.sub(r'embed_dim: 50, depths: .*?, num_heads: .*?\]', 'embed_dim: 8, depths: [2], num_heads: [2]', text)
-    (tmp_path / 'own.yml').write_text(re.sub(r'  val_[2-5]: .*\n', '', text))
-    changes = {key: value for key, value in TINY.items() if not re.search('variant|sampler|val_', key)}
-    changes['datasets:val_1:gt_size'] = 37
+    row_file('baselines', 'swinir_t', tmp_path).rename(tmp_path / 'own.yml')
+    changes = {key: value for key, value in TINY.items() if not re.search('variant|sampler', key)}
+    changes.update({'datasets:val_1:gt_size': 37, 'network_g:embed_dim': 8, 'network_g:depths': '[2]',
+                    'network_g:num_heads': '[2]'})
     process = command('-m', 'rdbm_plugin', 'train', '-opt', 'own.yml', *forced({**changes, **short(2)}), cwd=tmp_path)
     assert 'Model [SwinIRModel] is created.' in process.stdout and 'Validation derain' in process.stdout
 
@@ -118,11 +139,13 @@ def test_bad_backbones_are_named(block, words):
         build('network_g', {'type': 'BridgeBackbone', **block}, registered())
 
 
+SMALL = [f'{key}={value}' for key, value in TINY.items() if not re.match('network_g|val:', key)]
+SUITE = ROOT / 'options/suites/baselines.yml'
+
+
 def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
-    (tmp_path / 'options').mkdir()
-    files = [ROOT / 'options/baselines/edsr_t.yml', QUICK]
-    changes = [f'{key}={value}' for key, value in TINY.items() if not re.match('network_g|val:', key)]
-    run = [ROOT / 'scripts/run_suite.py', *files, '--iters', 3, '-o', 'suite', '--force_yml', *changes]
+    run = [ROOT / 'scripts/run_suite.py', SUITE, QUICK, '--rows', 'edsr_t', '--iters', 3, '-o', 'suite', '--force_yml',
+           *SMALL]
     process = command(*run, cwd=tmp_path)
     assert 'edsr_t: trained in' in process.stdout and 'train_rdbm_quickstart: trained in' in process.stdout
     assert (tmp_path / 'suite/page.html').is_file()
@@ -135,14 +158,20 @@ def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
 
 
 def test_a_suite_goes_on_after_a_failure_and_budgets_time(tmp_path):
-    text = (ROOT / 'options/baselines/edsr_t.yml').read_text(encoding='utf-8')
-    bad = text.replace('num_block: 4', 'num_blocks: 4').replace('name: edsr_t', 'name: bad')
-    (tmp_path / 'bad.yml').write_text(bad)
-    changes = [f'{key}={value}' for key, value in TINY.items() if not re.match('network_g|val:', key)]
-    good = ROOT / 'options/baselines/edsr_t.yml'
+    good = row_file('baselines', 'edsr_t', tmp_path)
+    text = good.read_text(encoding='utf-8').replace('num_block: 4', 'num_blocks: 4')
+    (tmp_path / 'bad.yml').write_text(text.replace('name: edsr_t', 'name: bad'))
     process = command(ROOT / 'scripts/run_suite.py', 'bad.yml', good, '--minutes', 0.02, '-o', 'suite', '--sets', good,
-                      '--force_yml', *changes, cwd=tmp_path, check=False)
+                      '--force_yml', *SMALL, cwd=tmp_path, check=False)
     assert process.returncode == 1 and 'edsr_t: trained in' in process.stdout and "'num_blocks'" in (
         tmp_path / 'suite/logs/bad.log').read_text()
     assert re.search(r'"iterations": \d+', (tmp_path / 'suite/logs/edsr_t.json').read_text())
     assert not list((tmp_path / 'experiments').glob('*_trial'))
+
+
+def test_rows_are_written_as_option_files_and_unknown_ones_named(tmp_path):
+    run = [ROOT / 'scripts/run_suite.py', ROOT / 'options/suites/published.yml', '--write', 'own']
+    assert command(*run, cwd=tmp_path).stdout.split() == ['own/test_goub.yml', 'own/test_irsde.yml']
+    assert read_option_file(tmp_path / 'own/test_goub.yml')['bridge']['type'] == 'OUBridge'
+    process = command(*run, '--rows', 'goub', cwd=tmp_path, check=False)
+    assert process.returncode == 2 and "--rows: found 'goub'" in process.stdout
