@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rdbm_plugin.archs.mmengine_layout import is_of_mmengine, to_basicsr
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 
 
@@ -93,7 +93,7 @@ def write_safetensors(parameters: dict[str, Tensor], path: str | Path) -> None:
         from safetensors.torch import save
     except ImportError:
         raise OptionError(f'{path}: writing it needs safetensors: pip install safetensors') from None
-    write_whole(Path(path), save({name: value.detach().cpu().contiguous() for name, value in parameters.items()}))
+    write_atomically(Path(path), save({name: value.detach().cpu().contiguous() for name, value in parameters.items()}))
 
 
 def load_weights(net: nn.Module, path: str | Path, param_key: str | None) -> None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 
 REGISTRIES, SAFE, SCANS = 'registries', 'registries and safe YAML', 'scans'
@@ -93,9 +93,9 @@ class Change(NamedTuple):
                 return
             mode = self.path.stat().st_mode if self.path.exists() else None
             if self.backup:
-                write_whole(_backup_of(self.path), self.path.read_bytes())
+                write_atomically(_backup_of(self.path), self.path.read_bytes())
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, self.content.encode('utf-8', 'surrogateescape'))
+            write_atomically(self.path, self.content.encode('utf-8', 'surrogateescape'))
             if mode is not None:
                 self.path.chmod(mode)
         except OSError as error:

@@ -9,7 +9,7 @@ PARTIAL = '.*.partial'
 """Pattern of what a process that is killed while it writes leaves behind."""
 
 
-def write_whole(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
     """Write a file so that ``path`` holds the new content or what it held before, whenever the process dies.
 
     Args:

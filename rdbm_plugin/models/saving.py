@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rdbm_plugin.archs.checkpoint import read_parameters, read_safely
-from rdbm_plugin.config.atomic_write import PARTIAL, write_whole
+from rdbm_plugin.config.atomic_write import PARTIAL, write_atomically
 from rdbm_plugin.config.options import OptionError
 
 
@@ -24,7 +24,7 @@ def save_whole(content: Any, path: Path) -> None:
     # torch.save itself hides why a file could not be written.
     buffer = BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer(), lasting=True)
+    write_atomically(path, buffer.getbuffer(), lasting=True)
 
 
 def saved_iterations(folder: Path, pattern: str) -> dict[int, Path]:
