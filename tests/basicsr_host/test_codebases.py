@@ -224,7 +224,7 @@ def test_nothing_is_left_of_a_fix_when_basicsr_was_installed_anew(tmp_path):
 
 def test_forks_get_all_that_is_registered():
     installed = ' '.join(change.content for change in installation(Codebase(ROOT, SCANS, True, [])))
-    for entry in (*REGISTERED['ARCH_REGISTRY'], *REGISTERED['DATASET_REGISTRY']):
+    for entry in (*REGISTERED['ARCH'], *REGISTERED['DATASET']):
         module, name = entry.split(':')
         assert f'from {module} import {name}' in installed
 
