@@ -18,7 +18,7 @@ HEADS, HEAD_CHANNELS = 4, 32
 
 
 class ChannelNorm(nn.Module):
-    """Each pixel's channels, less their mean and divided by their standard deviation, times a learned gain."""
+    """Layer norm over the channels of each pixel, with a gain and no offset."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class Attention(nn.Module):
         size, layers = x.shape[-2:], self.fn['fn']
         qkv = layers['to_qkv'](self.fn['norm'](x)).flatten(2)
         query, key, value = qkv.unflatten(1, (3, HEADS, HEAD_CHANNELS)).unbind(1)
-        told = (value / (size[0] * size[1])) @ key.softmax(dim=-1).transpose(-1, -2)
-        found = told @ (query.softmax(dim=-2) * HEAD_CHANNELS**-0.5)
+        context = (value / (size[0] * size[1])) @ key.softmax(dim=-1).transpose(-1, -2)
+        found = context @ (query.softmax(dim=-2) * HEAD_CHANNELS**-0.5)
         return x + layers['to_out'](found.flatten(1, 2).unflatten(2, size))
 
 
@@ -132,7 +132,7 @@ def _conv(channels_in: int, channels_out: int, size: int = 3) -> nn.Conv2d:
 
 
 def _sinusoids(t: Tensor, channels: int) -> Tensor:
-    # As in our own network but for the slowest rate, which is 1e-4 itself.
+    # The slowest rate is 1e-4 itself; RDBMUNet's stay above it.
     half = channels // 2
     angles = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * (-math.log(1e4) / (half - 1)))
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,4 +1,4 @@
-"""Weights between mmengine's checkpoints and BasicSR's. Needs neither."""
+"""Converts weights between mmengine's checkpoints and BasicSR's. Needs torch only."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,23 +9,18 @@ from torch import Tensor
 from rdbm_plugin.config.options import OptionError
 
 _NETWORK = 'network.'
-"""Where BridgeRestorer has the network."""
+"""Prefix of the network's parameters in BridgeRestorer."""
 
 
 def is_of_mmengine(content: Any) -> bool:
-    """Whether this is what mmengine saves of a BridgeRestorer."""
-    return isinstance(content, Mapping) and bool(_network(content.get('state_dict')))
+    """Whether this is a checkpoint of BridgeRestorer."""
+    return isinstance(content, Mapping) and bool(only(content.get('state_dict'), _NETWORK))
 
 
 def to_basicsr(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The network in a checkpoint of BridgeRestorer, in BasicSR's layout.
+    """The network of BridgeRestorer as {'params': ...} and, if the checkpoint has an average, 'params_ema'.
 
-    Args:
-        checkpoint: As mmengine has saved it. With EMAHook ``state_dict`` holds the average, ``ema_state_dict`` the
-            weights themselves.
-
-    Returns:
-        {'params': ..., 'params_ema': ...}, the latter only if the checkpoint has an average.
+    With EMAHook mmengine saves the average in ``state_dict``, and the weights themselves in ``ema_state_dict``.
 
     Raises:
         OptionError: It is no checkpoint of BridgeRestorer.
@@ -34,18 +29,18 @@ def to_basicsr(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         found = sorted(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise OptionError(f'checkpoint: found {found}; expected a checkpoint of BridgeRestorer, as mmengine saves it, '
                           f'whose state_dict has names that begin with {_NETWORK!r}.')
-    weights = _network(checkpoint['state_dict'])
+    weights = only(checkpoint['state_dict'], _NETWORK)
     if 'ema_state_dict' not in checkpoint:
         return {'params': weights}
-    return {'params': _network(checkpoint['ema_state_dict'], f'module.{_NETWORK}'), 'params_ema': weights}
+    return {'params': only(checkpoint['ema_state_dict'], f'module.{_NETWORK}'), 'params_ema': weights}
 
 
 def from_basicsr(content: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint for ``load_from`` in a config or ``runner.load_checkpoint``; :func:`to_basicsr` is its inverse.
 
     Args:
-        content: What a file of BasicSR holds: {'params': ...}, with or without 'params_ema', or parameters alone. The
-            average, if there is one, is what mmengine starts from.
+        content: {'params': ...}, with or without 'params_ema', or parameters alone. mmengine starts from the average,
+            if there is one.
 
     Raises:
         OptionError: It holds no parameters.
@@ -59,7 +54,8 @@ def from_basicsr(content: Mapping[str, Any]) -> dict[str, Any]:
     return checkpoint
 
 
-def _network(state: Mapping[str, Any] | None, prefix: str = _NETWORK) -> dict[str, Tensor]:
+def only(state: Any, prefix: str) -> dict[str, Tensor]:
+    """The entries of a state dict that begin with a prefix, without it; empty if it is no state dict."""
     named = state.items() if isinstance(state, Mapping) else ()
     return {key.removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
 

@@ -1,7 +1,7 @@
-"""Published bridges as settings of :class:`rdbm_plugin.bridge.bridge.ResidualBridge`.
+"""Published bridges as settings of :class:`rdbm_plugin.bridge.bridge.ResidualBridge`. Needs torch only.
 
-Each class only sets arguments; its docstring gives the mapping and says where the published code differs. Variances
-are in units of the range [-1, 1]: those published for images in [0, 1] are four times as large here.
+Each docstring gives the mapping and where the published code differs. Variances are in units of the range [-1, 1]:
+those published for images in [0, 1] are four times as large here.
 """
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class BrownianBridge(ResidualBridge):
     """BBDM (Li et al., arXiv 2205.07680).
 
     Mean (1 - m) x0 + m mu, variance 2 s (m - m^2): modulation one, Brownian clock, lambda = s at total 1. Exact in m.
-    The published code lets m run from 0.001 to 0.999, so that its ends are not quite pinned; here m = t/T. Its eta
-    scales the noise alone and leaves the marginals; here every eta keeps them.
+    Here m = t/T; in the published code m runs from 0.001 to 0.999, so its ends are not quite pinned, and its eta
+    changes the marginals, which here are the same for every eta.
 
     Args:
         timesteps: T.
@@ -68,9 +68,8 @@ class VPBridge(ResidualBridge):
     """DDBM with a variance-preserving process (Zhou et al., arXiv 2309.16948).
 
     alpha_t = exp(-theta_bar_{0:t}) with theta = beta/2, beta rising linearly; modulation one, lambda = 1. The process
-    reverts to 0, not to mu: reversion_level 0. Weights of x0 and mu and the variance are then exact. With reversion to
-    mu, as in RDBM, the weight of mu would be off by up to 1 - 1/cosh(theta_bar_{0:T} / 2), 0.037 at the defaults: VP is
-    no special case of RDBM without a reversion level.
+    reverts to 0, not to mu: reversion_level 0 makes all weights and the variance exact. With reversion to mu, as in
+    RDBM, the weight of mu would be off by up to 1 - 1/cosh(theta_bar_{0:T} / 2), 0.037 at the defaults.
 
     Args:
         timesteps: T.
