@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / 'rdbm_plugin'
-LAYERS = ('config', 'bridge', 'samplers', 'losses', 'basicsr_host', 'archs', 'data', 'inference', 'evaluation', 'models',
-          'registration', 'registry', 'mmengine', 'commands', '__main__')
+
+LAYERS = ('config', 'bridge', 'samplers', 'losses', 'basicsr_host', 'archs', 'data', 'inference', 'evaluation',
+          'models', 'registration', 'registry', 'mmengine', 'commands', '__main__')
 """From the ground up: a room imports from those before it, and from itself."""
 OPEN_TO_ALL = 'rdbm_plugin'
 """The package itself has the version and lazy names, and imports nothing."""

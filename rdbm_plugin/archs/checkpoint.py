@@ -1,6 +1,7 @@
 """Reads and writes weights of networks; what a pickle might hold is never run. Needs torch, at times safetensors."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdbm_plugin.archs.mmengine_layout import is_of_mmengine, only, to_basicsr
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
+
+_OF_MMENGINE = 'network.'
+"""Prefix of the network's parameters in BridgeRestorer."""
 
 
 def read_safely(path: str | Path) -> Any:
@@ -50,8 +53,8 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     if not Path(path).is_file():
         raise OptionError(f'path: no checkpoint {str(path)!r} (looked in {Path(path).absolute()}).')
     content = _read_safetensors(path) if Path(path).suffix == '.safetensors' else read_safely(path)
-    if is_of_mmengine(content):
-        content = to_basicsr(content)
+    if _is_of_mmengine(content):
+        content = from_mmengine(content)
     for key in (param_key, 'params'):
         if key is not None and isinstance(content, dict) and key in content:
             content = content[key]
@@ -62,7 +65,7 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     if {'initted', 'step'} <= content.keys():
         # EMA need not save the online network.
         names = ('online_model.', 'ema_model.') if param_key == 'params' else ('ema_model.',)
-        content = next(filter(None, (only(content, name) for name in names)), content)
+        content = next(filter(None, (_only(content, name) for name in names)), content)
     return {str(key).removeprefix('module.'): value for key, value in content.items()}
 
 
@@ -91,6 +94,43 @@ def write_safetensors(parameters: dict[str, Tensor], path: str | Path) -> None:
     """
     content = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
     write_atomically(Path(path), _safetensors(path, 'writing').torch.save(content))
+
+
+def from_mmengine(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The network of BridgeRestorer as {'params': ...} and, if the checkpoint has an average, 'params_ema'.
+
+    With EMAHook mmengine saves the average in ``state_dict``, and the weights themselves in ``ema_state_dict``.
+
+    Raises:
+        OptionError: It is no checkpoint of BridgeRestorer.
+    """
+    if not _is_of_mmengine(checkpoint):
+        found = sorted(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise OptionError(f'checkpoint: found {found}; expected a checkpoint of BridgeRestorer, as mmengine saves it, '
+                          f'whose state_dict has names that begin with {_OF_MMENGINE!r}.')
+    weights = _only(checkpoint['state_dict'], _OF_MMENGINE)
+    if 'ema_state_dict' not in checkpoint:
+        return {'params': weights}
+    return {'params': _only(checkpoint['ema_state_dict'], f'module.{_OF_MMENGINE}'), 'params_ema': weights}
+
+
+def to_mmengine(parameters: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """A checkpoint for ``load_from`` in a config of mmengine, which starts from the average if there is one."""
+    first = parameters if average is None else average
+    checkpoint = {'meta': {}, 'state_dict': {f'{_OF_MMENGINE}{key}': value for key, value in first.items()}}
+    if average is not None:
+        checkpoint['ema_state_dict'] = {f'module.{_OF_MMENGINE}{key}': value for key, value in parameters.items()}
+    return checkpoint
+
+
+def _is_of_mmengine(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(_only(content.get('state_dict'), _OF_MMENGINE))
+
+
+def _only(state: Any, prefix: str) -> dict[str, Tensor]:
+    """The entries of a state dict that begin with a prefix, without it; empty if it is no state dict."""
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {key.removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
 
 
 def load_weights(net: nn.Module, path: str | Path, param_key: str | None) -> None:

@@ -5,13 +5,11 @@ Structure and names of parameters are those of DenoisingUNet_arch.py and module_
 """
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple
+from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple, sinusoids
 from rdbm_plugin.config.options import check_int
 
 HEADS, HEAD_CHANNELS = 4, 32
@@ -110,7 +108,7 @@ class ConditionalUNet(nn.Module):
         if self.unit_range:
             x_t, mu = (x_t + 1) / 2, (mu + 1) / 2
         first = h = self.init_conv(pad_to_multiple(torch.cat([x_t - mu, mu], dim=1), self.stride))
-        time, skips = self.time_mlp(_sinusoids(t, self.nf).to(x_t.dtype)), []
+        time, skips = self.time_mlp(sinusoids(t, self.nf, with_slowest=True).to(x_t.dtype)), []
         for block1, block2, attention, down in self.downs:
             skips.append(block1(h, time))
             skips.append(attention(block2(skips[-1], time)))
@@ -129,10 +127,3 @@ def _blocks(channels: int, channels_out: int, time: int) -> tuple[TimedBlock, Ti
 
 def _conv(channels_in: int, channels_out: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, size, padding=size // 2, bias=False)
-
-
-def _sinusoids(t: Tensor, channels: int) -> Tensor:
-    # The slowest rate is 1e-4 itself; RDBMUNet's stay above it.
-    half = channels // 2
-    angles = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * (-math.log(1e4) / (half - 1)))
-    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +9,14 @@ from torch import Tensor, nn
 
 from rdbm_plugin.config.options import check_choice, check_int
 
-
-class Size(NamedTuple):
-    """Channels of the levels (each at half the resolution of the one before) and residual blocks in them."""
-
-    channels: tuple[int, ...]
-    blocks: tuple[int, ...]
-    """Blocks a level on the way down and again on the way up; the last entry counts once, at the bottom."""
-
-
 VARIANTS = {
-    'T': Size((16, 40, 64, 80), (1, 1, 1, 1)),
-    'S': Size((24, 48, 88, 112), (1, 2, 2, 1)),
-    'B': Size((40, 80, 144, 176), (2, 2, 2, 2)),
-    'L': Size((40, 96, 192, 224), (1, 1, 3, 3)),
+    'T': ((16, 40, 64, 80), (1, 1, 1, 1)),
+    'S': ((24, 48, 88, 112), (1, 2, 2, 1)),
+    'B': ((40, 80, 144, 176), (2, 2, 2, 2)),
+    'L': ((40, 96, 192, 224), (1, 1, 3, 3)),
 }
-"""T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
+"""Channels of the levels, each at half the resolution of the one before, and their residual blocks on the way down and
+again up, at the bottom once. T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
 DARKEST = 0.02
 """Least standard deviation that images are divided by, so that noise in black ones is not amplified."""
 WINDOW = 64
@@ -153,16 +144,13 @@ class RDBMUNet(nn.Module):
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
 
     def forward(self, x_t: Tensor, mu: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """Predict from a state of the bridge; zero before training.
+        """The prediction, (N, num_in_ch, H, W); zero before training.
 
         Args:
-            x_t: State, (N, num_in_ch, H, W), any H and W, range about [-1, 1].
+            x_t: State of the bridge, (N, num_in_ch, H, W), any H and W, range about [-1, 1].
             mu: Degraded image, (N, num_in_ch, H, W) in [-1, 1].
             t: Node of the bridge, (N,), from 0 to T.
             context: ``self.context(x_t, mu)`` of the whole image, where x_t and mu are a part of it.
-
-        Returns:
-            (N, num_in_ch, H, W).
         """
         height, width = x_t.shape[-2:]
         context = self.context(x_t, mu) if context is None else context
@@ -217,9 +205,13 @@ def _up(coarse: int, fine: int, finest: bool) -> nn.Sequential:
     return nn.Sequential(conv, nn.PixelShuffle(2))
 
 
-def sinusoids(t: Tensor, channels: int) -> Tensor:
-    """(N,) -> (N, channels): sines and cosines of periods 2 pi to 2 pi 1e4 (Vaswani et al., arXiv 1706.03762)."""
-    rates = torch.exp(torch.arange(channels // 2, device=t.device) * (-math.log(1e4) / (channels // 2)))
+def sinusoids(t: Tensor, channels: int, with_slowest: bool = False) -> Tensor:
+    """(N,) -> (N, channels): sines and cosines of periods from 2 pi up to 2 pi 1e4 (Vaswani et al., arXiv 1706.03762).
+
+    The slowest of these periods is left out unless ``with_slowest``.
+    """
+    count = channels // 2
+    rates = torch.exp(torch.arange(count, device=t.device) * (-math.log(1e4) / (count - int(with_slowest))))
     angles = t.float()[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

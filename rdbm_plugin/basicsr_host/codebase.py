@@ -97,10 +97,8 @@ class Change(NamedTuple):
 
 def installed() -> Path | None:
     """The folder whose basicsr Python would import, without importing it."""
-    spec = find_spec('basicsr')
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))).resolve().parent
+    folders = list(getattr(find_spec('basicsr'), 'submodule_search_locations', None) or ())
+    return Path(folders[0]).resolve().parent if folders else None
 
 
 def look_at(root: str | Path) -> Codebase:

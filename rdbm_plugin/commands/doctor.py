@@ -38,10 +38,10 @@ def arguments() -> Namespace:
     action.add_argument('--undo', action='store_true', help='take back --fix and --install-into')
     parser.add_argument('--dry-run', action='store_true', help='only show what would be written')
     args = parser.parse_args()
-    args.changes = args.fix or args.install_into or args.undo
-    if args.dry_run and not args.changes:
+    args.edits = args.fix or args.install_into or args.undo
+    if args.dry_run and not args.edits:
         parser.error('--dry-run goes with --fix, --install-into or --undo')
-    if args.changes and (args.opt or args.json or args.force_yml):
+    if args.edits and (args.opt or args.json or args.force_yml):
         parser.error('-opt, --force_yml and --json go with a report, not with --fix, --install-into or --undo')
     if args.install_into and args.codebase:
         parser.error('--install-into names the code base itself, without --codebase')
@@ -51,7 +51,7 @@ def arguments() -> Namespace:
 def main() -> int:
     """Read the command line, print the report, and return 1 if there is an error in it, else 0."""
     args = arguments()
-    if args.changes:
+    if args.edits:
         change_codebase(args)
         return 0
     with redirect_stdout(sys.stderr):
@@ -61,10 +61,10 @@ def main() -> int:
     errors, warnings = (sum(finding.level == level for finding in findings) for level in ('error', 'warning'))
     if args.json:
         print(json.dumps({'file': args.opt, 'ok': not errors, 'findings': [f._asdict() for f in findings]}, indent=1))
-        return int(errors > 0)
-    for finding in sorted(findings, key=lambda finding: ('ok', 'note', 'warning', 'error').index(finding.level)):
-        print(f'{finding.level:<8} {finding.where}: {finding.message}')
-    print(f'{args.opt or "installation"}: {errors} errors, {warnings} warnings')
+    else:
+        for finding in sorted(findings, key=lambda finding: ('ok', 'note', 'warning', 'error').index(finding.level)):
+            print(f'{finding.level:<8} {finding.where}: {finding.message}')
+        print(f'{args.opt or "installation"}: {errors} errors, {warnings} warnings')
     return int(errors > 0)
 
 

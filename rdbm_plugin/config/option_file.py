@@ -142,8 +142,8 @@ def parse_value(text: str) -> Any:
         return constants[text.lower()]
     number = text.removeprefix('!!float').strip()
     if _NUMBER.fullmatch(number) and len(number) < 100:
-        whole = number.lstrip('+-').isdecimal() and not text.startswith('!!float')
-        return int(number) if whole else float(number)
+        integer = number.lstrip('+-').isdecimal() and not text.startswith('!!float')
+        return int(number) if integer else float(number)
     if not text.startswith(('[', '{', '"', "'", '!')):
         return text
     try:

@@ -33,8 +33,8 @@ class Draws:
         self.generator = torch.Generator().manual_seed(_mixed(seed, iteration))
         self.total, self.own = ranks * count, slice(rank * count, (rank + 1) * count)
 
-    def whole(self, low: int, high: int) -> Tensor:
-        """Whole numbers from ``low`` to ``high`` - 1, (N,) int64."""
+    def integers(self, low: int, high: int) -> Tensor:
+        """Integers from ``low`` to ``high`` - 1, (N,) int64."""
         return torch.randint(low, high, (self.total,), generator=self.generator)[self.own]
 
     def chances(self) -> Tensor:
@@ -45,7 +45,7 @@ class Draws:
         """Standard normal, of shape, device and memory format of ``like``, (N, C, H, W)."""
         noise = torch.empty_like(like)
         generator = torch.Generator(like.device)
-        for sample, seed in zip(noise, self.whole(0, 2**62).tolist()):
+        for sample, seed in zip(noise, self.integers(0, 2**62).tolist()):
             sample.copy_(torch.randn(like.shape[1:], generator=generator.manual_seed(seed), device=like.device))
         return noise
 

@@ -66,7 +66,7 @@ class Objective:
         """
         mu, residual = 2 * lq - 1, 2 * (gt - lq)
         last = self.bridge.timesteps
-        t = torch.where(draws.chances() < self.node_t_share, last, draws.whole(1, max(last, 2)))
+        t = torch.where(draws.chances() < self.node_t_share, last, draws.integers(1, max(last, 2)))
         eps = draws.noise(residual)
         n = self.bridge.modulate(residual, eps)
         z = self.bridge.marginal(residual, n, t)

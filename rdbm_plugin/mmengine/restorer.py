@@ -113,7 +113,10 @@ class BridgeRestorer(BaseModel):
             OptionError: ``loss`` is asked for without ``gt``.
         """
         if mode == 'loss':
-            return self.loss(lq, gt)
+            if gt is None:
+                raise OptionError('train_dataloader: found a batch without gt; expected pairs of lq and gt.')
+            states = self.objective.draw(lq, gt, _draws(len(lq)), self.predict, _mean_of_ranks)
+            return {'loss_pix': self.objective.loss(self.objective.output(states, self.predict), states).mean()}
         restored = self.restore(lq, lq_path)
         if mode == 'tensor':
             return restored
@@ -121,13 +124,6 @@ class BridgeRestorer(BaseModel):
                   if value is not None}
         return [{**{key: value[i] for key, value in images.items()}, 'task': task[i] if task else ''}
                 for i in range(len(lq))]
-
-    def loss(self, lq: Tensor, gt: Tensor | None) -> dict[str, Tensor]:
-        """Mean loss of a batch, under a key that mmengine adds up; see :meth:`forward`."""
-        if gt is None:
-            raise OptionError('train_dataloader: found a batch without gt; expected pairs of lq and gt.')
-        states = self.objective.draw(lq, gt, _draws(len(lq)), self.predict, _mean_of_ranks)
-        return {'loss_pix': self.objective.loss(self.objective.output(states, self.predict), states).mean()}
 
     @torch.no_grad()
     def restore(self, lq: Tensor, paths: Sequence[str] | None = None) -> Tensor:
