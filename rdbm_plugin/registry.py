@@ -44,19 +44,16 @@ class Mirror(root.Registry):
         self.import_from_location()
         scope, name = self.split_scope_key(key)
         if scope in (None, self.scope) and name not in self.module_dict:
-            found = self._find(name)
+            if name in self.ours:
+                found = getattr(import_module(self.ours[name]), name)
+            else:
+                found = self._of_basicsr().get(name)
             if found is not None:
                 self.register_module(name=name, module=self.adapt(name, found))
         return super().get(key)
 
-    def _find(self, name: str) -> Any:
-        if name in self.ours:
-            return getattr(import_module(self.ours[name]), name)
-        return next((found[name] for found in map(of_basicsr, self.kinds) if name in found), None)
-
-    def names(self) -> list[str]:
-        """All names without a scope, except mmengine's own."""
-        return sorted({*self.module_dict, *self.ours, *(name for kind in self.kinds for name in of_basicsr(kind))})
+    def _of_basicsr(self) -> dict[str, Any]:
+        return {name: found for kind in reversed(self.kinds) for name, found in of_basicsr(kind).items()}
 
     def make(self, where: str, block: Mapping[str, Any] | None, default: str | None = None, **given: Any) -> Any:
         """Build what a block of a config describes, as :func:`rdbm_plugin.config.options.build` does.
@@ -69,7 +66,7 @@ class Mirror(root.Registry):
             # What mmengine raises for a scope that it cannot import.
             with suppress(RuntimeError):
                 found = self.get(kind)
-        types = dict.fromkeys(self.names()) if found is None else {str(kind): found}
+        types = {str(kind): found} if found is not None else {**self._of_basicsr(), **self.ours, **self.module_dict}
         if isinstance(block, Mapping):
             block = {**block, 'type': str(kind) if inspect.isclass(kind) else kind}
         return build(where, block, types, default, **given)
