@@ -4,7 +4,7 @@ An option file does it with one line, as BasicSR's YAML loader imports what the 
 
     plugin: !!python/name:rdbm_plugin.registration.__version__
 
-A fork without registries finds them by its scans, once ``rdbm doctor --install-into`` has been there.
+A fork without registries finds them by its scans, in the files that ``rdbm doctor --install-into`` writes.
 """
 from __future__ import annotations
 

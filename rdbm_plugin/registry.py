@@ -1,12 +1,13 @@
 """What the plugin and BasicSR register, in mmengine's registries under the scope ``rdbm_plugin``. Needs mmengine.
 
-mmengine imports this module by itself when a config names the scope, as in ``type='rdbm_plugin.RDBMUNet'``, so configs
-need no ``custom_imports``. BasicSR need not be installed for bridges, samplers, our network and our loss.
+mmengine imports this module itself when a config names the scope, as in ``type='rdbm_plugin.RDBMUNet'``: no
+``custom_imports`` are needed. Bridges, samplers, our network and our loss need no BasicSR.
 """
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -22,13 +23,13 @@ except ImportError:
 
 
 class Mirror(root.Registry):
-    """A registry of mmengine that also has what the plugin and BasicSR register, looked up when it is asked for.
+    """A registry of mmengine that also finds what the plugin and BasicSR have registered by then.
 
     Args:
-        name: As the registry of mmengine is called.
+        name: Name of mmengine's registry.
         parent: That registry.
         kinds: BasicSR's registries that belong in it.
-        adapt: Makes of (name, class or function) what mmengine may build; default: itself.
+        adapt: Turns (name, class or function) into what mmengine may build; default: unchanged.
     """
 
     def __init__(self, name: str, parent: root.Registry, kinds: tuple[str, ...] = (),
@@ -36,53 +37,39 @@ class Mirror(root.Registry):
         super().__init__(name, parent=parent, scope='rdbm_plugin', locations=[
             f'rdbm_plugin.mmengine.{module}' for module in ('restorer', 'training', 'metric')])
         self.kinds, self.adapt = kinds, adapt
-        self.ours = {entry.split(':')[1]: entry.split(':')[0]
-                     for kind in kinds for entry in REGISTERED[kind]}
+        self.ours = {entry.split(':')[1]: entry.split(':')[0] for kind in kinds for entry in REGISTERED[kind]}
 
     def get(self, key: str) -> Any:
         """The class of a name with or without scope; None if there is none."""
         self.import_from_location()
         scope, name = self.split_scope_key(key)
         if scope in (None, self.scope) and name not in self.module_dict:
-            found = self._find(name)
+            if name in self.ours:
+                found = getattr(import_module(self.ours[name]), name)
+            else:
+                found = self._of_basicsr().get(name)
             if found is not None:
                 self.register_module(name=name, module=self.adapt(name, found))
         return super().get(key)
 
-    def _find(self, name: str) -> Any:
-        if name in self.ours:
-            return getattr(import_module(self.ours[name]), name)
-        return next((found[name] for found in map(of_basicsr, self.kinds) if name in found), None)
-
-    def names(self) -> list[str]:
-        """All that may be named without a scope, but what mmengine itself has."""
-        return sorted({*self.module_dict, *self.ours, *(name for kind in self.kinds for name in of_basicsr(kind))})
+    def _of_basicsr(self) -> dict[str, Any]:
+        return {name: found for kind in reversed(self.kinds) for name, found in of_basicsr(kind).items()}
 
     def make(self, where: str, block: Mapping[str, Any] | None, default: str | None = None, **given: Any) -> Any:
-        """Build what a block of a config describes.
+        """Build what a block of a config describes, as :func:`rdbm_plugin.config.options.build` does.
 
-        Args:
-            where: Name of the block, for errors.
-            block: ``type``, a name or a class, and arguments. None counts as an empty block.
-            default: Type if the block names none.
-            given: Arguments that come from the program.
-
-        Raises:
-            OptionError: The type is unknown, or a key is unknown, missing or out of its range.
+        Its ``type`` is a name or a class.
         """
         kind = block.get('type', default) if isinstance(block, Mapping) else default
-        found = kind if inspect.isclass(kind) else self._known(kind)
-        types = dict.fromkeys(self.names()) if found is None else {str(kind): found}
+        found = kind if inspect.isclass(kind) else None
+        if isinstance(kind, str):
+            # What mmengine raises for a scope that it cannot import.
+            with suppress(RuntimeError):
+                found = self.get(kind)
+        types = {str(kind): found} if found is not None else {**self._of_basicsr(), **self.ours, **self.module_dict}
         if isinstance(block, Mapping):
             block = {**block, 'type': str(kind) if inspect.isclass(kind) else kind}
         return build(where, block, types, default, **given)
-
-    def _known(self, kind: Any) -> Any:
-        try:
-            return self.get(kind) if isinstance(kind, str) else None
-        except RuntimeError:
-            # mmengine's answer to a scope that it cannot import.
-            return None
 
 
 def _of_block(_: str, cls: type) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rdbm_plugin.archs.checkpoint import load_weights
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError, build, check_choice
 
@@ -230,7 +230,7 @@ def measure(row: Row, sets: Mapping[str, Any], device: torch.device) -> None:
                'folder': str(row.folder),
                'iterations': row.options()['train']['total_iter'], 'minutes': minutes(row),
                'degraded': degraded.summary(), 'restored': found}
-    write_whole(row.scores, json.dumps(content, indent=1).encode())
+    write_atomically(row.scores, json.dumps(content, indent=1).encode())
 
 
 def minutes(row: Row) -> float | None:

@@ -15,13 +15,12 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from rdbm_plugin.archs.checkpoint import read_parameters, write_safetensors
-from rdbm_plugin.archs.mmengine_layout import from_basicsr
+from rdbm_plugin.archs.checkpoint import read_parameters, to_mmengine, write_safetensors
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.models.checkpoints import save_atomically
 
 LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters,
-           'mmengine': lambda parameters: from_basicsr({'params': parameters})}
+           'mmengine': to_mmengine}
 """What a .pth holds."""
 
 

@@ -31,7 +31,7 @@ from rdbm_plugin import Restorer
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import DARKEST, STRIP, WINDOW, Context, RDBMUNet, standardise
 from rdbm_plugin.bridge import ResidualBridge
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError, check_int
 from rdbm_plugin.samplers.bridge_sampler import BridgeSampler
 
@@ -299,7 +299,7 @@ def main() -> None:
     size = tuple(check_int('--size', side, LEAST) for side in args.size)
     restorer = Restorer(args.checkpoint, args.opt, param_key=args.param_key, steps=args.steps, tile=0, device='cpu')
     content, difference = export(restorer, args.out.suffix, size)
-    write_whole(args.out, content)
+    write_atomically(args.out, content)
     print(f'{args.out}: {len(content) / 1e6:.1f} MB, {restorer.sampler.nfe} steps, largest difference to the network '
           f'{difference:.1e}')
 

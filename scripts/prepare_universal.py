@@ -25,7 +25,7 @@ from create_lmdb import create
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
@@ -126,7 +126,7 @@ def write(path: Path, image: NDArray[np.float32]) -> None:
     ok, content = cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))
     if not ok:
         raise OSError(f'{path}: cannot be encoded')
-    write_whole(path, content.tobytes())
+    write_atomically(path, content.tobytes())
 
 
 def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: int, size: int, step: int,

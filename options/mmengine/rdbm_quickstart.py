@@ -14,8 +14,8 @@ model = dict(
                 stationary_variance='10/255', prediction='residual'),
     loss=dict(type='ResidualModulatedLoss', criterion='l1', measure='residual', balance=0.5),
     sampler=dict(type='BridgeSampler', steps=10),
-    node_t_share=0.6,  # share of the samples at node T, where sampling starts; None: 1/T (the paper's)
-    own_start_share=1.0,  # share of the others that start from the network's own estimate; 0: none (the paper's)
+    node_t_share=0.6,  # share of samples at t = T, where sampling starts; None: 1/T (the paper's)
+    own_start_share=1.0,  # on-policy states: share of the others, made from the network's own estimate; 0: none
 )
 
 # Data ----------------------------------------------------------------------------------------------------------------

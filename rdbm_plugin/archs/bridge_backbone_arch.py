@@ -1,4 +1,4 @@
-"""Any network of BasicSR's registry as the network of a bridge. Needs BasicSR."""
+"""Any network in BasicSR's registry as the network of a bridge. Needs BasicSR."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -12,11 +12,10 @@ from rdbm_plugin.config.options import build, check_int
 
 
 class BridgeBackbone(nn.Module):
-    """A network of one image, told the state, the degraded image and the time.
+    """A network of one image between two convolutions, one from x_t and mu, one to the prediction.
 
-    A convolution makes the backbone's input of x_t and mu, shifted and scaled by the time; another makes the output
-    of what the backbone gives, x_t and mu. Networks that take more than three channels (``num_in_ch``, ``in_chans``)
-    can be given more of x_t and mu: set ``in_channels`` to the same number.
+    The backbone's input is scaled and shifted by the time; x_t and mu also go to the last convolution. A network that
+    takes more than three channels (``num_in_ch``, ``in_chans``) needs the same number in ``in_channels``.
 
     ::
 
@@ -25,9 +24,8 @@ class BridgeBackbone(nn.Module):
           backbone: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 22, num_block: 4, upscale: 1}
 
     Args:
-        backbone: Block of a network that gives images as large as its input.
-        in_channels: That the backbone takes.
-        out_channels: That it gives.
+        backbone: Block of a network whose output has the size of its input.
+        in_channels, out_channels: Of the backbone.
         num_in_ch: Channels of x_t, of mu and of the output each.
 
     Raises:

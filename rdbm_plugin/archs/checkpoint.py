@@ -1,6 +1,7 @@
-"""Reading network checkpoints in BasicSR's layout or as safetensors, without running what a pickle might hold."""
+"""Reads and writes weights of networks; what a pickle might hold is never run. Needs torch, at times safetensors."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -8,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdbm_plugin.archs.mmengine_layout import is_of_mmengine, to_basicsr
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
+
+_OF_MMENGINE = 'network.'
+"""Prefix of the network's parameters in BridgeRestorer."""
 
 
 def read_safely(path: str | Path) -> Any:
-    """What torch.save has written to ``path``, on the CPU, if it is tensors and plain values alone.
-
-    Raises:
-        OptionError: It is damaged, or holds more than that.
-    """
+    """What torch.save has written to ``path``, on the CPU; raises OptionError unless it is tensors and plain values."""
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     # torch raises any of these on damaged files, and UnpicklingError on what would run code.
@@ -33,21 +32,29 @@ def read_safely(path: str | Path) -> Any:
 def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[str, Tensor]:
     """The parameters in a checkpoint, on the CPU.
 
+    ==================  ============================================================================================
+    layout              what the file holds
+    ==================  ============================================================================================
+    BasicSR             ``params`` and, or, ``params_ema``
+    plain               names and tensors alone, such as ``*_G.pth`` and ``lastest_EMA.pth`` of IR-SDE and GOUB
+    ema_pytorch         the state of its EMA (github.com/lucidrains/ema-pytorch): two networks and counters
+    mmengine            a checkpoint of BridgeRestorer
+    safetensors         names and tensors alone, in a file that ends in ``.safetensors``
+    ==================  ============================================================================================
+
     Args:
-        path: A file as BasicSR writes it, ``{'params': ..., 'params_ema': ...}``, a plain state dict such as the
-            ``*_G.pth`` and ``lastest_EMA.pth`` of IR-SDE and GOUB, the state of ema_pytorch's EMA, a checkpoint of
-            BridgeRestorer under mmengine, or a ``.safetensors`` file.
+        path: The file.
         param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key. Of
             EMA's two networks ``params`` is the online one, anything else the average.
 
     Raises:
-        OptionError: There is no such file, it is damaged, or it holds anything but tensors and plain values.
+        OptionError: There is no such file, it is damaged, or in none of these layouts.
     """
     if not Path(path).is_file():
         raise OptionError(f'path: no checkpoint {str(path)!r} (looked in {Path(path).absolute()}).')
     content = _read_safetensors(path) if Path(path).suffix == '.safetensors' else read_safely(path)
-    if is_of_mmengine(content):
-        content = to_basicsr(content)
+    if _is_of_mmengine(content):
+        content = from_mmengine(content)
     for key in (param_key, 'params'):
         if key is not None and isinstance(content, dict) and key in content:
             content = content[key]
@@ -55,53 +62,79 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise OptionError(f'path: {path}: no parameters under {param_key!r}; found {found}.')
-    return {str(key).removeprefix('module.'): value for key, value in _of_ema(content, param_key).items()}
+    if {'initted', 'step'} <= content.keys():
+        # EMA need not save the online network.
+        names = ('online_model.', 'ema_model.') if param_key == 'params' else ('ema_model.',)
+        content = next(filter(None, (_only(content, name) for name in names)), content)
+    return {str(key).removeprefix('module.'): value for key, value in content.items()}
 
 
-def _of_ema(state: dict[str, Tensor], param_key: str | None) -> dict[str, Tensor]:
-    """One network of a state of github.com/lucidrains/ema-pytorch, which holds two and counters; others as they are."""
-    if not {'initted', 'step'} <= state.keys():
-        return state
-    # EMA need not save the online network.
-    for name in ('online_model.', 'ema_model.') if param_key == 'params' else ('ema_model.',):
-        found = {str(key).removeprefix(name): value for key, value in state.items() if str(key).startswith(name)}
-        if found:
-            return found
-    return state
+def _safetensors(path: str | Path, doing: str) -> Any:
+    try:
+        import safetensors.torch
+        return safetensors
+    except ImportError:
+        raise OptionError(f'path: {path}: {doing} it needs safetensors: pip install safetensors') from None
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    library = _safetensors(path, 'reading')
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise OptionError(f'path: {path}: reading it needs safetensors: pip install safetensors') from None
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        return library.torch.load_file(path)
+    except (library.SafetensorError, OSError, ValueError) as error:
         raise OptionError(f'path: {path}: damaged, or no safetensors file: {error}') from None
 
 
 def write_safetensors(parameters: dict[str, Tensor], path: str | Path) -> None:
-    """Write parameters as a safetensors file, whole or not at all.
+    """Write parameters as a safetensors file, in one atomic write.
 
     Raises:
         OptionError: safetensors is not installed.
         OSError: It could not be written; nothing is left behind.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise OptionError(f'{path}: writing it needs safetensors: pip install safetensors') from None
-    write_whole(Path(path), save({name: value.detach().cpu().contiguous() for name, value in parameters.items()}))
+    content = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
+    write_atomically(Path(path), _safetensors(path, 'writing').torch.save(content))
+
+
+def from_mmengine(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The network of BridgeRestorer as {'params': ...} and, if the checkpoint has an average, 'params_ema'.
+
+    With EMAHook mmengine saves the average in ``state_dict``, and the weights themselves in ``ema_state_dict``.
+
+    Raises:
+        OptionError: It is no checkpoint of BridgeRestorer.
+    """
+    if not _is_of_mmengine(checkpoint):
+        found = sorted(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise OptionError(f'checkpoint: found {found}; expected a checkpoint of BridgeRestorer, as mmengine saves it, '
+                          f'whose state_dict has names that begin with {_OF_MMENGINE!r}.')
+    weights = _only(checkpoint['state_dict'], _OF_MMENGINE)
+    if 'ema_state_dict' not in checkpoint:
+        return {'params': weights}
+    return {'params': _only(checkpoint['ema_state_dict'], f'module.{_OF_MMENGINE}'), 'params_ema': weights}
+
+
+def to_mmengine(parameters: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """A checkpoint for ``load_from`` in a config of mmengine, which starts from the average if there is one."""
+    first = parameters if average is None else average
+    checkpoint = {'meta': {}, 'state_dict': {f'{_OF_MMENGINE}{key}': value for key, value in first.items()}}
+    if average is not None:
+        checkpoint['ema_state_dict'] = {f'module.{_OF_MMENGINE}{key}': value for key, value in parameters.items()}
+    return checkpoint
+
+
+def _is_of_mmengine(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(_only(content.get('state_dict'), _OF_MMENGINE))
+
+
+def _only(state: Any, prefix: str) -> dict[str, Tensor]:
+    """The entries of a state dict that begin with a prefix, without it; empty if it is no state dict."""
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {key.removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
 
 
 def load_weights(net: nn.Module, path: str | Path, param_key: str | None) -> None:
-    """Load the weights of a file that must fit a network exactly.
-
-    Raises:
-        OptionError: As :func:`read_parameters` and :func:`check_fits`.
-    """
+    """Load weights that must fit a network exactly; raises as :func:`read_parameters` and :func:`check_fits`."""
     parameters = read_parameters(path, param_key)
     check_fits(path, parameters, net)
     net.load_state_dict(parameters)

@@ -1,4 +1,4 @@
-"""What a network costs. Needs torch only."""
+"""Cost of a network. Needs torch only."""
 from __future__ import annotations
 
 import torch

@@ -5,20 +5,18 @@ Structure and names of parameters are those of DenoisingUNet_arch.py and module_
 """
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple
+from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple, sinusoids
 from rdbm_plugin.config.options import check_int
 
 HEADS, HEAD_CHANNELS = 4, 32
 
 
 class ChannelNorm(nn.Module):
-    """Each pixel's channels, less their mean and divided by their standard deviation, times a learned gain."""
+    """Layer norm over the channels of each pixel, with a gain and no offset."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,8 +43,8 @@ class Attention(nn.Module):
         size, layers = x.shape[-2:], self.fn['fn']
         qkv = layers['to_qkv'](self.fn['norm'](x)).flatten(2)
         query, key, value = qkv.unflatten(1, (3, HEADS, HEAD_CHANNELS)).unbind(1)
-        told = (value / (size[0] * size[1])) @ key.softmax(dim=-1).transpose(-1, -2)
-        found = told @ (query.softmax(dim=-2) * HEAD_CHANNELS**-0.5)
+        context = (value / (size[0] * size[1])) @ key.softmax(dim=-1).transpose(-1, -2)
+        found = context @ (query.softmax(dim=-2) * HEAD_CHANNELS**-0.5)
         return x + layers['to_out'](found.flatten(1, 2).unflatten(2, size))
 
 
@@ -110,7 +108,7 @@ class ConditionalUNet(nn.Module):
         if self.unit_range:
             x_t, mu = (x_t + 1) / 2, (mu + 1) / 2
         first = h = self.init_conv(pad_to_multiple(torch.cat([x_t - mu, mu], dim=1), self.stride))
-        time, skips = self.time_mlp(_sinusoids(t, self.nf).to(x_t.dtype)), []
+        time, skips = self.time_mlp(sinusoids(t, self.nf, with_slowest=True).to(x_t.dtype)), []
         for block1, block2, attention, down in self.downs:
             skips.append(block1(h, time))
             skips.append(attention(block2(skips[-1], time)))
@@ -129,10 +127,3 @@ def _blocks(channels: int, channels_out: int, time: int) -> tuple[TimedBlock, Ti
 
 def _conv(channels_in: int, channels_out: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, size, padding=size // 2, bias=False)
-
-
-def _sinusoids(t: Tensor, channels: int) -> Tensor:
-    # As in our own network but for the slowest rate, which is 1e-4 itself.
-    half = channels // 2
-    angles = t.float()[:, None] * torch.exp(torch.arange(half, device=t.device) * (-math.log(1e4) / (half - 1)))
-    return torch.cat([angles.sin(), angles.cos()], dim=1)

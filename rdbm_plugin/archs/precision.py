@@ -1,4 +1,4 @@
-"""The precision that networks work in. Needs torch only."""
+"""Precision of a network's computations. Needs torch only."""
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ PRECISIONS = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float
 
 
 def computes_bf16(device: torch.device | str) -> bool:
-    """Whether a device multiplies in bfloat16 by itself; a CPU that cannot is many times slower than in float32."""
+    """Whether a device has instructions for bfloat16; a CPU without them is many times slower than in float32."""
     device = torch.device(device)
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported()
@@ -21,14 +21,14 @@ def computes_bf16(device: torch.device | str) -> bool:
 
 
 def precision(amp: str, device: torch.device | str) -> torch.dtype:
-    """What a value of ``train: amp:`` means on a device; ``auto`` is bf16 where that is fast, else float32."""
+    """The dtype of a value of ``train: amp:``; ``auto`` is bfloat16 where the device computes it, else float32."""
     if amp == 'auto':
         return torch.bfloat16 if computes_bf16(device) else torch.float32
     return PRECISIONS[amp]
 
 
 def working_in(dtype: torch.dtype, device: torch.device | str) -> AbstractContextManager[object]:
-    """A context in which networks compute in ``dtype``; float32: as they are."""
+    """A context in which networks compute in ``dtype``; float32 changes nothing."""
     if dtype == torch.float32:
         # torch < 2.4 refuses this on CPUs, even where autocast is switched off.
         return nullcontext()

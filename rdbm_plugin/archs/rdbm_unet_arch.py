@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,28 +9,20 @@ from torch import Tensor, nn
 
 from rdbm_plugin.config.options import check_choice, check_int
 
-
-class Size(NamedTuple):
-    """Channels of the levels (each at half the resolution of the one before) and residual blocks in them."""
-
-    channels: tuple[int, ...]
-    blocks: tuple[int, ...]
-    """Blocks a level on the way down and again on the way up; the last entry counts once, at the bottom."""
-
-
 VARIANTS = {
-    'T': Size((16, 40, 64, 80), (1, 1, 1, 1)),
-    'S': Size((24, 48, 88, 112), (1, 2, 2, 1)),
-    'B': Size((40, 80, 144, 176), (2, 2, 2, 2)),
-    'L': Size((40, 96, 192, 224), (1, 1, 3, 3)),
+    'T': ((16, 40, 64, 80), (1, 1, 1, 1)),
+    'S': ((24, 48, 88, 112), (1, 2, 2, 1)),
+    'B': ((40, 80, 144, 176), (2, 2, 2, 2)),
+    'L': ((40, 96, 192, 224), (1, 1, 3, 3)),
 }
-"""T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
+"""Channels of the levels, each at half the resolution of the one before, and their residual blocks on the way down and
+again up, at the bottom once. T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
 DARKEST = 0.02
-"""Standard deviation that images are taken to have at least, so that noise of black ones is not blown up."""
+"""Least standard deviation that images are divided by, so that noise in black ones is not amplified."""
 WINDOW = 64
-"""Side in pixels of what the spreads of the context are measured in."""
+"""Side in pixels of the windows that the context's standard deviations are taken in."""
 STRIP = 512
-"""Rows that are summed up at once for the context; a multiple of WINDOW."""
+"""Rows that the context sums up at once; a multiple of WINDOW."""
 
 
 class ResidualBlock(nn.Module):
@@ -50,15 +41,14 @@ class ResidualBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """What the whole image is like: its brightness and contrast, and mean and spread of learned features at two scales.
+    """Statistics of the whole image: mean and standard deviation of mu and of learned features at two scales.
 
-    Spreads are taken in windows of WINDOW pixels and averaged over them: in a whole photo everything varies more than
-    in the crops that a network is trained with (the inconsistency of Chu et al., arXiv 2112.04491). Windows do not
-    overlap, so that they can be summed up strip by strip.
+    Standard deviations are averages over windows of WINDOW pixels, as whole photos vary more than the crops of a
+    training (the inconsistency of Chu et al., arXiv 2112.04491). Windows do not overlap, so strips can be summed up.
 
     Args:
         num_in_ch: Channels of x_t and of mu each.
-        channels: Of the result.
+        channels: Of the learned part.
     """
 
     width = 48
@@ -83,14 +73,14 @@ class Context(nn.Module):
             coarse = self.far(fine)
             near.append(_windows(fine, WINDOW // 4))
             far.append(_windows(coarse, WINDOW // 8))
-        told = torch.cat([*_average(near), *_average(far), mean, std.log()], dim=1)
-        return torch.cat([mean, std, self.out(told.to(x_t.dtype)).to(mean.dtype)], dim=1)
+        found = torch.cat([*_average(near), *_average(far), mean, std.log()], dim=1)
+        return torch.cat([mean, std, self.out(found.to(x_t.dtype)).to(mean.dtype)], dim=1)
 
 
 def _windows(x: Tensor, size: int, square: Tensor | None = None) -> Tensor:
-    """Mean and standard deviation in windows of about ``size`` squared, summed up, and their number: (3, N, C).
+    """Sums of the means and standard deviations of windows of about ``size`` squared, and their number: (3, N, C).
 
-    ``square`` is the mean square at each pixel, if it is not that of x.
+    ``square`` is the mean square of each pixel, by default that of x.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
@@ -113,13 +103,12 @@ def _split(length: int, count: int, like: Tensor) -> Tensor:
 
 
 class RDBMUNet(nn.Module):
-    """U-Net of plain 3x3 convolutions, for a bridge or any other task of two images and a time.
+    """U-Net of 3x3 convolutions, for a bridge or any other task of two images and a time.
 
-    Attention, depthwise and normalisation layers are left out: the former are slow on CPUs, the latter would need the
-    statistics of the whole image in every layer. What the whole image is like (how dark, how hazy) is found once, by
-    :meth:`context`, and told to all blocks like the time; everything else sees a bounded window. So a large image can
-    be worked on tile by tile. The output is ``trust * (x_t - mu) + gain * mu + offset`` for each pixel: haze and
-    exposure are affine in the image, and what the state holds of the residual need not pass through the network.
+    Statistics of the whole image are taken once, by ``context``, and given to all blocks beside the time. Everything
+    else sees a bounded window, so large images can be restored tile by tile: there are no attention and normalisation
+    layers. The output is ``trust * (x_t - mu) + gain * mu + offset`` for each pixel: haze and exposure are affine in
+    the image, and what the state holds of the residual need not pass through the network.
 
     Args:
         variant: ``T``, ``S``, ``B`` or ``L``.
@@ -155,20 +144,18 @@ class RDBMUNet(nn.Module):
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
 
     def forward(self, x_t: Tensor, mu: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """Predict from a state of the bridge; zero before training.
+        """The prediction, (N, num_in_ch, H, W); zero before training.
 
         Args:
-            x_t: State, (N, num_in_ch, H, W), any H and W, range about [-1, 1].
+            x_t: State of the bridge, (N, num_in_ch, H, W), any H and W, range about [-1, 1].
             mu: Degraded image, (N, num_in_ch, H, W) in [-1, 1].
             t: Node of the bridge, (N,), from 0 to T.
-            context: What ``self.context(x_t, mu)`` gives for the whole image, if x_t and mu are a part of it.
-
-        Returns:
-            (N, num_in_ch, H, W).
+            context: ``self.context(x_t, mu)`` of the whole image, where x_t and mu are a part of it.
         """
         height, width = x_t.shape[-2:]
-        mean, std, told = (self.context(x_t, mu) if context is None else context).tensor_split((1, 2), dim=1)
-        time = F.silu(self.time_in(sinusoids(t, self.time_channels).to(x_t.dtype)) + told.to(x_t.dtype))
+        context = self.context(x_t, mu) if context is None else context
+        mean, std, learned = context.tensor_split((1, 2), dim=1)
+        time = F.silu(self.time_in(sinusoids(t, self.time_channels).to(x_t.dtype)) + learned.to(x_t.dtype))
         time = F.silu(self.time_out(time))
         both = standardise(torch.cat([x_t, mu], dim=1), mean[:, 0], std[:, 0])
         h = self.head(pad_to_multiple(both, self.stride))
@@ -189,12 +176,12 @@ class RDBMUNet(nn.Module):
 
 
 def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(N, C, H, W) less ``mean``, divided by ``std``, both (N,)."""
+    """(x - mean) / std of (N, C, H, W) with mean and std (N,)."""
     return (x - mean[:, None, None, None]) / std[:, None, None, None]
 
 
 def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
-    """A convolution that keeps the variance; torch's own start, three times weaker, loses signal at every level."""
+    """A convolution that keeps the variance; torch's initialisation, three times weaker, loses signal at each level."""
     conv = nn.Conv2d(*args, **kwargs)
     nn.init.kaiming_normal_(conv.weight, nonlinearity='linear')
     nn.init.zeros_(conv.bias)
@@ -202,7 +189,7 @@ def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
 
 
 def zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Let a layer give zero before training."""
+    """Make a layer give zero before training."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -210,20 +197,21 @@ def zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 def _up(coarse: int, fine: int, finest: bool) -> nn.Sequential:
     """Twice the resolution. Shuffled pixels keep fine detail, but at the coarser levels their grid would be seen."""
-    if finest:
-        return nn.Sequential(_even(_conv(coarse, 4 * fine, 1)), nn.PixelShuffle(2))
-    return nn.Sequential(_conv(coarse, fine, 1), nn.Upsample(scale_factor=2, mode='bilinear'))
-
-
-def _even(conv: nn.Conv2d) -> nn.Conv2d:
-    """Start a convolution before pixel_shuffle without a grid (ICNR, Aitken et al., arXiv 1707.02937)."""
+    if not finest:
+        return nn.Sequential(_conv(coarse, fine, 1), nn.Upsample(scale_factor=2, mode='bilinear'))
+    conv = _conv(coarse, 4 * fine, 1)
+    # Starts without a grid (ICNR, Aitken et al., arXiv 1707.02937).
     conv.weight.data = conv.weight.data[::4].repeat_interleave(4, dim=0)
-    return conv
+    return nn.Sequential(conv, nn.PixelShuffle(2))
 
 
-def sinusoids(t: Tensor, channels: int) -> Tensor:
-    """(N,) -> (N, channels): sines and cosines of periods 2 pi to 2 pi 1e4 (Vaswani et al., arXiv 1706.03762)."""
-    rates = torch.exp(torch.arange(channels // 2, device=t.device) * (-math.log(1e4) / (channels // 2)))
+def sinusoids(t: Tensor, channels: int, with_slowest: bool = False) -> Tensor:
+    """(N,) -> (N, channels): sines and cosines of periods from 2 pi up to 2 pi 1e4 (Vaswani et al., arXiv 1706.03762).
+
+    The slowest of these periods is left out unless ``with_slowest``.
+    """
+    count = channels // 2
+    rates = torch.exp(torch.arange(count, device=t.device) * (-math.log(1e4) / (count - int(with_slowest))))
     angles = t.float()[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

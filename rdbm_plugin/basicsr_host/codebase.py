@@ -1,6 +1,6 @@
-"""What kind of BasicSR a code base has, and the small changes that let it find the plugin. Needs the standard library.
+"""What kind of BasicSR a code base has, and the small changes that let it find the plugin. Needs torch only.
 
-Files are looked at, not run: a code base need not be importable to be told about.
+Files are read, not run, so a code base need not be importable.
 """
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ import ast
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 
 REGISTRIES, SAFE, SCANS = 'registries', 'registries and safe YAML', 'scans'
+KINDS = {
+    REGISTRIES: 'BasicSR with registries; the first line of our option files loads the plugin, and nothing has to be '
+                'installed into it',
+    SAFE: 'BasicSR with registries and a safe YAML loader; needs a module that loads the plugin and lets the first '
+          'line of our option files pass: --install-into',
+    SCANS: 'a fork from before BasicSR had registries; needs modules that its scans find, and option files for its '
+           'training loop: --install-into'}
+"""What each kind is, and how it finds the plugin."""
 BACKUP = '.rdbm-backup'
 _REMOVED = re.compile(r'^(\s*from torchvision\.transforms\.functional)_tensor( import )', re.MULTILINE)
 _MARK = '# Written by "rdbm doctor --install-into"; "rdbm doctor --undo" removes it. '
+
+
+def _imports(registry: str) -> list[str]:
+    return ['from {} import {}'.format(*entry.split(':')) for entry in REGISTERED[registry]]
+
 
 _MODULE = '''"""What rdbm_plugin adds here."""
 try:
@@ -32,13 +45,7 @@ _MODULES = {
     SAFE: {'basicsr/models/rdbm_plugin_model.py': ('import rdbm_plugin.registration',
                                                      'import rdbm_plugin.basicsr_host.safe_yaml')},
     SCANS: {'basicsr/models/rdbm_model.py': ('from rdbm_plugin.models.fork_model import RDBMModel',),
-            'basicsr/models/archs/rdbm_arch.py': (
-                'from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet',
-                'from rdbm_plugin.archs.bridge_backbone_arch import BridgeBackbone',
-                'from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet'),
-            'basicsr/data/rdbm_dataset.py': (
-                'from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset',
-                'from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset')},
+            'basicsr/models/archs/rdbm_arch.py': _imports('ARCH'), 'basicsr/data/rdbm_dataset.py': _imports('DATASET')},
 }
 """Kind -> file -> what it imports. A code base goes on working when the plugin is uninstalled."""
 _PACKAGE = 'basicsr/__init__.py'
@@ -49,25 +56,15 @@ class Codebase(NamedTuple):
 
     root: Path
     kind: str
-    """REGISTRIES: nothing to install. SAFE: its YAML loader refuses the line that loads the plugin. SCANS: a fork from
-    before BasicSR's registries."""
+    """One of KINDS."""
     package: bool
     """Whether basicsr/ has an __init__.py; without, a basicsr installed by pip hides it."""
     outdated: list[Path]
     """Files that import what torchvision 0.17 has removed."""
 
-    def describe(self) -> str:
-        """What it is, and what lets it find the plugin, in one line."""
-        return {REGISTRIES: 'BasicSR with registries; the first line of our option files loads the plugin, and nothing '
-                            'has to be installed into it',
-                SAFE: 'BasicSR with registries and a safe YAML loader; needs a module that loads the plugin and lets '
-                      'the first line of our option files pass: --install-into',
-                SCANS: 'a fork from before BasicSR had registries; needs modules that its scans find, and option files '
-                       'for its training loop: --install-into'}[self.kind]
-
 
 class Change(NamedTuple):
-    """A file that is to be written, or removed."""
+    """A file that is to be written or, without content, removed."""
 
     path: Path
     content: str | None
@@ -82,20 +79,16 @@ class Change(NamedTuple):
                                             str(self.path) if before else '/dev/null', str(self.path)))
 
     def make(self) -> None:
-        """Write the file whole, or remove it.
-
-        Raises:
-            OptionError: It could not be written.
-        """
+        """Write or remove the file; raises OptionError if that fails."""
         try:
             if self.content is None:
                 self.path.unlink()
                 return
             mode = self.path.stat().st_mode if self.path.exists() else None
             if self.backup:
-                write_whole(_backup_of(self.path), self.path.read_bytes())
+                write_atomically(self.path.with_name(self.path.name + BACKUP), self.path.read_bytes())
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, self.content.encode('utf-8', 'surrogateescape'))
+            write_atomically(self.path, self.content.encode('utf-8', 'surrogateescape'))
             if mode is not None:
                 self.path.chmod(mode)
         except OSError as error:
@@ -104,10 +97,8 @@ class Change(NamedTuple):
 
 def installed() -> Path | None:
     """The folder whose basicsr Python would import, without importing it."""
-    spec = find_spec('basicsr')
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))).resolve().parent
+    folders = list(getattr(find_spec('basicsr'), 'submodule_search_locations', None) or ())
+    return Path(folders[0]).resolve().parent if folders else None
 
 
 def look_at(root: str | Path) -> Codebase:
@@ -123,9 +114,9 @@ def look_at(root: str | Path) -> Codebase:
     try:
         outdated = [path for path in sorted(basicsr.rglob('*.py')) if path.is_file() and _REMOVED.search(_text(path))]
         return Codebase(root, _kind(basicsr), (root / _PACKAGE).is_file(), outdated)
+    except OptionError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, OptionError):
-            raise
         raise OptionError(f'{basicsr}: cannot be read: {error}') from None
 
 
@@ -138,16 +129,10 @@ def _kind(basicsr: Path) -> str:
                       'before (models/archs/ and models/base_model.py); the plugin does not know how to get in.')
 
 
-def _text(path: Path) -> str:
-    # Bytes that are no UTF-8, and line ends, must come back as they were.
-    return path.read_bytes().decode('utf-8', 'surrogateescape')
-
-
 def _reads_yaml_safely(utils: Path) -> bool:
     """Whether options are read by a loader that follows no tags of Python's."""
     names = set()
-    for file in ('options.py', 'misc.py'):
-        path = utils / file
+    for path in (utils / 'options.py', utils / 'misc.py'):
         for node in ast.walk(ast.parse(path.read_bytes())) if path.is_file() else ():
             names |= {getattr(node, key) for key in ('name', 'id', 'attr') if isinstance(getattr(node, key, None), str)}
     # FullLoader follows a tag to what has been imported already, and to nothing else.
@@ -155,33 +140,34 @@ def _reads_yaml_safely(utils: Path) -> bool:
 
 
 def installation(codebase: Codebase) -> list[Change]:
-    """What lets a code base find the plugin; nothing where it is there already, or not needed.
+    """The files that let a code base find the plugin, as far as they are needed and not there already.
 
     An option file that is there and was changed since, or is another one, stays as it is.
 
     Raises:
         OptionError: A module of the name is there, and is not one that this function wrote.
     """
-    files = {name: _signed(_MODULE.format(lines='\n    '.join(f'{line}  # noqa: F401' for line in lines)))
-             for name, lines in _MODULES.get(codebase.kind, {}).items()}
-    if codebase.kind == SCANS:
-        files.update({f'options/{file.name}': _signed(_text(file)) for file in _fork_options()})
+    files = _files(codebase.kind)
     if not codebase.package:
-        files[_PACKAGE] = _signed('# Without this file Python prefers a basicsr installed by pip.\n')
+        files[_PACKAGE] = '# Without this file Python prefers a basicsr installed by pip.\n'
     changes = []
     for name, content in files.items():
-        path = codebase.root / name
+        path, content = codebase.root / name, _signed(content)
         if path.exists() and not _is_ours(path):
-            if path.suffix == '.yml':
-                continue
-            raise OptionError(f'{path}: exists, and was not written by rdbm doctor or was changed since; move it away.')
-        if not path.exists() or _text(path) != content:
+            if path.suffix != '.yml':
+                raise OptionError(f'{path}: exists, and was not written by rdbm doctor or was changed since; move it '
+                                  'away.')
+        elif not path.exists() or _text(path) != content:
             changes.append(Change(path, content))
     return changes
 
 
-def _fork_options() -> list[Path]:
-    return sorted(Path(__file__).with_name('fork_options').glob('*.yml'))
+def _files(kind: str) -> dict[str, str]:
+    """What a kind of code base needs: the name of each file and its content."""
+    files = {name: _MODULE.format(lines='\n    '.join(f'{line}  # noqa: F401' for line in lines))
+             for name, lines in _MODULES.get(kind, {}).items()}
+    options = Path(__file__).with_name('fork_options').glob('*.yml') if kind == SCANS else ()
+    return {**files, **{f'options/{file.name}': _text(file) for file in sorted(options)}}
 
 
 def mending(codebase: Codebase) -> list[Change]:
@@ -195,35 +181,27 @@ def undoing(codebase: Codebase) -> list[Change]:
     Raises:
         OptionError: A module was changed since.
     """
-    return [*_removals(codebase), *_restorations(codebase)]
-
-
-def _removals(codebase: Codebase) -> Iterator[Change]:
-    modules = [name for files in _MODULES.values() for name in files]
-    for name in (*modules, _PACKAGE, *(f'options/{file.name}' for file in _fork_options())):
-        path = codebase.root / name
-        if not path.is_file() or not _text(path).startswith(_MARK):
-            continue
-        if _is_ours(path):
-            yield Change(path, None)
-        elif path.suffix != '.yml':
+    changes = []
+    for path in (codebase.root / name for name in (*_files(SAFE), *_files(SCANS), _PACKAGE)):
+        if path.is_file() and _is_ours(path):
+            changes.append(Change(path, None))
+        elif path.is_file() and path.suffix != '.yml' and _text(path).startswith(_MARK):
             raise OptionError(f'{path}: was changed since rdbm doctor wrote it; move it away.')
-
-
-def _restorations(codebase: Codebase) -> Iterator[Change]:
     for backup in sorted((codebase.root / 'basicsr').rglob(f'*{BACKUP}')):
-        path = backup.with_name(backup.name.removesuffix(BACKUP))
+        path, before = backup.with_name(backup.name.removesuffix(BACKUP)), _text(backup)
         # A reinstallation of BasicSR may have removed or replaced it.
-        if path.is_file() and _text(path) != _text(backup):
-            if _text(path) != _mended(_text(backup)):
+        if path.is_file() and _text(path) != before:
+            if _text(path) != _mended(before):
                 raise OptionError(f'{path}: was changed since rdbm doctor mended it; compare it with {backup.name} '
                                   'beside it, and remove that.')
-            yield Change(path, _text(backup))
-        yield Change(backup, None)
+            changes.append(Change(path, before))
+        changes.append(Change(backup, None))
+    return changes
 
 
-def _backup_of(path: Path) -> Path:
-    return path.with_name(path.name + BACKUP)
+def _text(path: Path) -> str:
+    # Bytes that are no UTF-8, and line ends, must come back as they were.
+    return path.read_bytes().decode('utf-8', 'surrogateescape')
 
 
 def _mended(text: str) -> str:
@@ -231,13 +209,9 @@ def _mended(text: str) -> str:
 
 
 def _signed(text: str) -> str:
-    return f'{_mark(text)}\n{text}'
+    return f"{_MARK}{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}\n{text}"
 
 
 def _is_ours(path: Path) -> bool:
-    head, _, rest = _text(path).partition('\n')
-    return head == _mark(rest)
-
-
-def _mark(text: str) -> str:
-    return _MARK + hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
+    text = _text(path)
+    return text == _signed(text.partition('\n')[2])

@@ -1,7 +1,6 @@
-"""Importing this module lets the one tag of our option files through safe YAML loaders, which follow no tags.
+"""Importing this module lets the ``plugin:`` line of our option files through safe YAML loaders. Needs PyYAML.
 
-The one tag in our option files, ``plugin: !!python/name:rdbm_plugin.registration.__version__``, then stands for the
-version, as everywhere; no other tag is let in, and reading runs no code.
+Its tag then stands for the plugin's version, as everywhere. No other tag is let in, and reading runs no code.
 """
 from __future__ import annotations
 

@@ -1,20 +1,11 @@
-"""Bridges between a degraded image mu and its clean image x0. Needs torch and nothing of BasicSR."""
+"""Bridges between a degraded image mu and its clean image x0. Needs torch only."""
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
 from rdbm_plugin.bridge.bridge import MODULATIONS, PREDICTIONS, ResidualBridge, Step
-from rdbm_plugin.bridge.family import (
-    I2SB,
-    IRSDE,
-    BrownianBridge,
-    FlowMatching,
-    OUBridge,
-    UniDB,
-    VEBridge,
-    VPBridge,
-)
+from rdbm_plugin.bridge.family import I2SB, IRSDE, BrownianBridge, FlowMatching, OUBridge, UniDB, VEBridge, VPBridge
 from rdbm_plugin.bridge.schedules import SCHEDULES
 from rdbm_plugin.config.options import build
 
@@ -25,11 +16,7 @@ BRIDGES: dict[str, type] = {cls.__name__: cls for cls in (
 
 
 def build_bridge(opt: Mapping[str, Any] | None = None, types: Mapping[str, Any] = BRIDGES) -> ResidualBridge:
-    """Build a bridge from an option block such as ``{'type': 'ResidualBridge', 'modulation': 'one'}``.
-
-    Args:
-        opt: The ``bridge:`` block of an option file. Without it: the paper's bridge.
-        types: Name -> class of the bridges to choose from.
+    """Build the ``bridge:`` block of an option file, such as ``{'type': 'OUBridge'}``; without it, the paper's bridge.
 
     Raises:
         OptionError: Naming the key, what was found and what is allowed.

@@ -31,15 +31,12 @@ class ResidualBridge:
 
         x_t = mu + mean_coef[t] * residual + std_coef[t] * pi * eps
 
-    There are T+1 nodes: node 0 is x0 (mean_coef 1, std_coef 0), node T is mu (both 0). All images are
-    (N, C, H, W) in [-1, 1]; ``t`` is a (N,) int64 tensor of nodes on the CPU; coefficients are kept in float64.
-    Other bridges are settings of this one, see :mod:`rdbm_plugin.bridge.family`.
+    Node 0 of the T+1 nodes is x0 (mean_coef 1, std_coef 0), node T is mu (both 0). All images are (N, C, H, W) in
+    [-1, 1]; ``t`` is a (N,) int64 tensor of nodes on the CPU; coefficients are float64. Other bridges are settings of
+    this one, see :mod:`rdbm_plugin.bridge.family`. A network may predict, with n = pi * eps:
 
-    What a network predicts is turned into the residual at one place, :meth:`to_residual`:
-
-    - ``residual``: x0 - mu, and ``x0``: x0 itself.
-    - ``noise``: n = pi * eps, the paper's target. At node T the state is mu whatever n is, so there n says nothing
-      about x0 (0/0 in the conversion); the network is trained to give the residual at that one node.
+    - ``residual``: x0 - mu, or ``x0`` itself.
+    - ``noise``: n, the paper's target; at a pinned node T the residual, as x_T = mu says nothing about n (0/0).
     - ``velocity``: cos(phi) residual - sin(phi) n with tan(phi) = mean_coef / std_coef: a rotation of the two, well
       conditioned at every node, and the residual itself at node T.
 
@@ -50,10 +47,10 @@ class ResidualBridge:
         stationary_variance: lambda > 0, a *variance* in units of the [-1, 1] range; number or text such as '10/255'.
         prediction: What the network gives: ``x0``, ``residual``, ``noise`` or ``velocity``.
         total: If given, rescales the schedule so that theta_bar_{0:T} has this value.
-        brownian: Take the limit of no mean reversion at constant stationary_variance * rate. A Brownian bridge of
-            total variance 2 * stationary_variance * total.
-        soft_end: delta >= 0, number or 'inf': the pin at mu lies so much accumulated rate beyond node T, where
-            mean_coef and std_coef then are not 0. 'inf': no pin, an OU process.
+        brownian: The limit of no mean reversion at constant stationary_variance * rate, a Brownian bridge of total
+            variance 2 * stationary_variance * total.
+        soft_end: delta >= 0, number or 'inf': the accumulated rate from node T to the pin at mu; mean_coef and
+            std_coef then are not 0 at node T. 'inf': no pin, an OU process.
         reversion_level: m, the value in [-1, 1] that the process reverts to; default mu. The mean then is
             Theta x0 + Phi mu + (1 - Theta - Phi) m with Phi = sinh(theta_bar_{0:t}) / sinh(theta_bar_{0:T}).
 
@@ -89,7 +86,7 @@ class ResidualBridge:
     def _make_tables(self, theta: Tensor) -> None:
         self.theta = theta
         zero = theta.new_zeros(1)
-        # theta_bar_{t:T} is summed from its own end: the total minus theta_bar_{0:t} has no digits left near node T.
+        # theta_bar_{t:T} is summed from node T: the total minus theta_bar_{0:t} has no digits left near there.
         self.theta_bar_0t = a = torch.cat([zero, theta.cumsum(0)])
         self.theta_bar_tT = b = torch.cat([theta.flip(0).cumsum(0).flip(0), zero]) + self.soft_end
         self.mean_coef = closed_form.mean_coef(a, b, self.brownian)
@@ -107,7 +104,7 @@ class ResidualBridge:
         return self.soft_end == 0
 
     def centre(self, mu: Tensor, t: Tensor) -> Tensor:
-        """mu, or what takes its place with a reversion level: x_t = centre + z with z from :meth:`marginal`."""
+        """x_t less the z of :meth:`marginal`: mu, or with a reversion level a mix of both; (N, C, H, W)."""
         if self.reversion_level is None:
             return mu
         return mu + self._at(self._gap, t, mu) * (mu - self.reversion_level)
@@ -140,7 +137,7 @@ class ResidualBridge:
         return (z - self._at(self.mean_coef, t, z) * residual) / self._at(self.std_coef, t, z)
 
     def target(self, residual: Tensor, n: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """What the network shall give at nodes ``t``, the inverse of :meth:`to_residual`; (N, C, H, W)."""
+        """The network's target at nodes ``t``, inverse of :meth:`to_residual`; (N, C, H, W)."""
         if self.prediction == 'x0':
             return mu + residual
         if self.prediction == 'noise':
@@ -150,14 +147,7 @@ class ResidualBridge:
         return residual
 
     def to_residual(self, output: Tensor, z: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """The residual estimate that a network output stands for.
-
-        Args:
-            output: What the network gave, (N, C, H, W).
-            z: x_t - centre, (N, C, H, W).
-            mu: Degraded image, (N, C, H, W) in [-1, 1].
-            t: Nodes, (N,) int64, from 1 to T.
-        """
+        """The residual estimate of a network's output, all (N, C, H, W); z = x_t - centre, nodes ``t`` from 1 to T."""
         if self.prediction == 'x0':
             return output - mu
         if self.prediction == 'noise':
@@ -173,8 +163,7 @@ class ResidualBridge:
     def error_gain(self, quantity: str, t: Tensor) -> Tensor:
         """|error of ``quantity``| / |error of the residual| at nodes ``t``; (N,) float64.
 
-        ``noise``: Theta_t / Sigma_t; ``velocity``: sqrt(1 + Theta_t^2 / Sigma_t^2); ``residual`` and ``x0``: 1.
-        At node T noise stands for the residual (see above), so its gain there is 1.
+        ``noise``: Theta_t / Sigma_t, at a pinned node T 1; ``velocity``: sqrt(1 + Theta_t^2 / Sigma_t^2); others: 1.
         """
         if check_choice('quantity', quantity, PREDICTIONS) in ('residual', 'x0'):
             return torch.ones(len(t), dtype=torch.float64)
@@ -191,9 +180,8 @@ class ResidualBridge:
     def step(self, s: int, t: int, eta: float = 0.0) -> Step:
         """Weights of the reverse step from node t to node s < t.
 
-        eta = 0 is the deterministic step of the paper (Eq. 19), eta = 1 the posterior; the one-time marginals are
-        the same for every eta in [0, 1]. From a pinned node T every eta gives the marginal of node s, since x_T = mu:
-        the weights are then mean_coef[s] and std_coef[s]. Into node 0 it gives the residual estimate itself.
+        eta = 0 is the deterministic step of the paper (Eq. 19), eta = 1 the posterior; every eta in [0, 1] has the same
+        marginals. A step from a pinned node T gives the marginal of node s, one to node 0 the residual estimate.
         """
         if s == 0:
             return Step(0.0, 1.0, 0.0)
@@ -226,12 +214,9 @@ class ResidualBridge:
         z_s = Sigma_s / Sigma_t z_t + Sigma_s int r_hat drho with rho = Theta / Sigma.
 
         Args:
-            s: Node to step to.
-            t: Node to step from.
-            u: Node before, where the other estimate was made.
-            variable: ``rho``: log rho, as in DPM-Solver++ (arXiv 2211.01095) and DBIM (arXiv 2405.15885); it has no
-                value at node 0 and at a pinned node T. ``phi``: the angle arctan rho, which is finite at all nodes.
-                Without noise both are Theta.
+            s, t, u: Node to step to, node to step from, and the node of the estimate before.
+            variable: ``rho``: log rho, as in DPM-Solver++ (arXiv 2211.01095) and DBIM (arXiv 2405.15885), infinite at
+                node 0 and at a pinned node T. ``phi``: arctan rho, finite everywhere. Without noise both are Theta.
         """
         mean, std = self.mean_coef, self.std_coef
         if self.modulation == 'zero':
@@ -245,12 +230,7 @@ class ResidualBridge:
         return float(moved / (phi[t] - phi[u]))
 
     def nodes(self, steps: int) -> list[int]:
-        """The nodes T = t_0 > ... > t_steps = 0 that a sampler of ``steps`` steps visits, evenly spaced.
-
-        Integer arithmetic floor(i T / steps), as rounding a float grid skips or repeats nodes for some counts.
-
-        Raises:
-            OptionError: steps < 1 or steps > T.
-        """
+        """Evenly spaced nodes T = t_0 > ... > t_steps = 0; raises OptionError unless ``steps`` is from 1 to T."""
         check_int('steps', steps, 1, self.timesteps)
+        # In integers: rounding a grid of floats skips or repeats nodes for some counts.
         return [i * self.timesteps // steps for i in range(steps, -1, -1)]

@@ -1,14 +1,12 @@
-"""Closed forms of the bridges as functions of accumulated rates.
+"""Closed forms of the bridges as functions of accumulated rates (arXiv 2510.23116). Needs torch only.
 
-Written with exponentials of negative arguments through ``expm1``: finite and accurate to a few rounding errors
-for accumulated rates from 1e-8 to 1e3, in float32 and float64, where the textbook ``sinh`` forms overflow.
+Written with ``expm1`` of negative arguments: accurate to a few rounding errors for accumulated rates from 1e-8 to 1e3,
+in float32 and float64, where the textbook ``sinh`` forms overflow.
 
 Notation: ``a`` = theta_bar_{0:t}, ``b`` = theta_bar_{t:T} (>= 0, same shape, same dtype), ``variance`` = lambda,
-the stationary variance. For two nodes s < t (s nearer x0), ``d`` = theta_bar_{s:t}. Paper: arXiv 2510.23116.
-
-An end at a distance beyond T (``b`` > 0 at node T, ``inf`` allowed) makes a soft end: the bridge is stopped before
-its pin. ``flat`` takes the limit of no mean reversion at constant lambda * rate: sinh(x) becomes x, the OU bridge a
-Brownian one.
+the stationary variance. For two nodes s < t (s nearer x0), ``d`` = theta_bar_{s:t}. With ``b`` > 0 at node T, ``inf``
+allowed, the bridge has a soft end: it stops before its pin. ``flat`` is the limit of no mean reversion at constant
+lambda * rate: sinh(x) becomes x, the OU bridge a Brownian one.
 """
 from __future__ import annotations
 
@@ -45,10 +43,7 @@ def rnr(a: Tensor, b: Tensor, variance: float, flat: bool = False) -> Tensor:
 
 def posterior(a_s: Tensor, a_t: Tensor, d: Tensor, variance: float,
               flat: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """(k, c, v) of q(x_s | x_t, x0, mu) = N(mu + k (x_t - mu) + c residual, v pi^2), for a_t > 0.
-
-    It does not contain the end T, so it holds at t = T as well, and for soft ends.
-    """
+    """(k, c, v) of q(x_s | x_t, x0, mu) = N(mu + k (x_t - mu) + c residual, v pi^2), for a_t > 0 and any end."""
     decay, fall = _functions(flat)
     scale = fall(a_t)
     k = decay(d) * fall(a_s) / scale
@@ -87,8 +82,4 @@ def reversion_gap(a: Tensor, b: Tensor, flat: bool = False) -> Tensor:
     if flat:
         return torch.zeros_like(a)
     # cosh((b - a) / 2) / cosh((a + b) / 2) - 1, as a product that is 0 at both ends.
-    return -_fall_half(a) * _fall_half(b) / (1 + torch.exp(-(a + b)))
-
-
-def _fall_half(x: Tensor) -> Tensor:
-    return -torch.expm1(-x)
+    return -torch.expm1(-a) * torch.expm1(-b) / (1 + torch.exp(-(a + b)))

@@ -1,7 +1,8 @@
-"""Published bridges as settings of :class:`rdbm_plugin.bridge.bridge.ResidualBridge`.
+"""Published bridges as settings of :class:`rdbm_plugin.bridge.bridge.ResidualBridge`. Needs torch only.
 
-Each class only sets arguments; its docstring gives the mapping and says where the published code differs. Variances
-are in units of the range [-1, 1]: those published for images in [0, 1] are four times as large here.
+Each docstring gives the mapping and where the published code differs. Variances are in units of the range [-1, 1]:
+those published for images in [0, 1] are four times as large here. ``timesteps``, ``schedule`` and ``prediction`` are as
+for ResidualBridge.
 """
 from __future__ import annotations
 
@@ -17,10 +18,7 @@ class FlowMatching(ResidualBridge):
     """Rectified flow between mu and x0 (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003).
 
     x_t = (1 - u) x0 + u mu with u = t/T: modulation zero, Brownian clock. Its velocity dx/du is -residual. Exact.
-
-    Args:
-        timesteps: T.
-        prediction: ``x0``, ``residual`` or ``velocity``.
+    ``prediction: noise`` is refused.
     """
 
     def __init__(self, timesteps: int = 100, prediction: str = 'residual') -> None:
@@ -31,13 +29,12 @@ class BrownianBridge(ResidualBridge):
     """BBDM (Li et al., arXiv 2205.07680).
 
     Mean (1 - m) x0 + m mu, variance 2 s (m - m^2): modulation one, Brownian clock, lambda = s at total 1. Exact in m.
-    The published code lets m run from 0.001 to 0.999, so that its ends are not quite pinned; here m = t/T. Its eta
-    scales the noise alone and leaves the marginals; here every eta keeps them.
+    Here m = t/T; in the published code m runs from 0.001 to 0.999, so its ends are not quite pinned, and its eta
+    changes the marginals, which here are the same for every eta.
 
     Args:
-        timesteps: T.
         variance_scale: s > 0.
-        prediction: As for ResidualBridge; the paper's network gives x_t - x0, which is the residual up to known terms.
+        prediction: The paper's network gives x_t - x0, which is the residual up to known terms.
     """
 
     def __init__(self, timesteps: int = 100, variance_scale: float | str = 1.0, prediction: str = 'residual') -> None:
@@ -53,9 +50,8 @@ class VEBridge(ResidualBridge):
     published sigma_max is 80 and needs their preconditioned network; 1 suits a network that sees x_t as it is.
 
     Args:
-        timesteps: T.
         sigma_max: sigma_T > 0.
-        prediction: As for ResidualBridge; theirs is x0.
+        prediction: Theirs is x0.
     """
 
     def __init__(self, timesteps: int = 100, sigma_max: float | str = 1.0, prediction: str = 'residual') -> None:
@@ -68,15 +64,13 @@ class VPBridge(ResidualBridge):
     """DDBM with a variance-preserving process (Zhou et al., arXiv 2309.16948).
 
     alpha_t = exp(-theta_bar_{0:t}) with theta = beta/2, beta rising linearly; modulation one, lambda = 1. The process
-    reverts to 0, not to mu: reversion_level 0. Weights of x0 and mu and the variance are then exact. With reversion to
-    mu, as in RDBM, the weight of mu would be off by up to 1 - 1/cosh(theta_bar_{0:T} / 2), 0.037 at the defaults: VP is
-    no special case of RDBM without a reversion level.
+    reverts to 0, not to mu: reversion_level 0 makes all weights and the variance exact. With reversion to mu, as in
+    RDBM, the weight of mu would be off by up to 1 - 1/cosh(theta_bar_{0:T} / 2), 0.037 at the defaults.
 
     Args:
-        timesteps: T.
         beta_min: beta at x0, > 0.
         beta_d: beta at mu minus beta_min, >= 0.
-        prediction: As for ResidualBridge; theirs is x0.
+        prediction: Theirs is x0.
     """
 
     def __init__(self, timesteps: int = 100, beta_min: float | str = 0.1, beta_d: float | str = 2.0,
@@ -95,11 +89,9 @@ class OUBridge(ResidualBridge):
     variance.
 
     Args:
-        timesteps: T.
         max_sigma: In 1/255 of the range [0, 1], > 0.
         eps: exp(-theta_bar_{0:T}), between 0 and 1.
-        schedule: As for ResidualBridge.
-        prediction: As for ResidualBridge; theirs is noise.
+        prediction: Theirs is noise.
     """
 
     def __init__(self, timesteps: int = 100, max_sigma: float | str = 30, eps: float | str = 0.005,
@@ -116,9 +108,8 @@ class I2SB(ResidualBridge):
     steps. Their deterministic OT-ODE is FlowMatching on this clock.
 
     Args:
-        timesteps: T.
         beta_max: T times the largest beta, > 0; betas rise quadratically to the middle and fall again.
-        prediction: As for ResidualBridge; theirs is (x_t - x0) / s.
+        prediction: Theirs is (x_t - x0) / s.
     """
 
     def __init__(self, timesteps: int = 100, beta_max: float | str = 0.3, prediction: str = 'residual') -> None:
@@ -139,7 +130,7 @@ class UniDB(ResidualBridge):
 
     Args:
         gamma: Penalty > 0; large is GOUB.
-        timesteps, max_sigma, eps, schedule, prediction: As for OUBridge.
+        max_sigma, eps: As for OUBridge.
     """
 
     def __init__(self, timesteps: int = 100, max_sigma: float | str = 30, gamma: float | str = 1e7,
@@ -156,7 +147,7 @@ class IRSDE(ResidualBridge):
     inf. Exact, posterior included. Node T is mu plus noise of variance lambda: sample with ``start: stochastic``.
 
     Args:
-        timesteps, max_sigma, eps, schedule, prediction: As for OUBridge.
+        max_sigma, eps: As for OUBridge.
     """
 
     def __init__(self, timesteps: int = 100, max_sigma: float | str = 10, eps: float | str = 0.005,

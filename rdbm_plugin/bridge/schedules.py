@@ -1,8 +1,4 @@
-"""Rates theta_t of the bridge.
-
-Node 0 is x0 and node T is mu; ``theta[i]`` is the rate between nodes i and i+1.
-Only the accumulated values matter for the bridge; see :mod:`rdbm_plugin.bridge.bridge`.
-"""
+"""Rates of the bridge: ``theta[i]`` is that between nodes i and i+1; node 0 is x0, node T is mu. Needs torch only."""
 from __future__ import annotations
 
 import math
@@ -41,8 +37,7 @@ def _constant(steps: int) -> Tensor:
 
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
-    'cosine': _cosine, 'linear': _linear, 'cosine_rate': _cosine_rate, 'sigmoid': _sigmoid,
-    'constant': _constant}
+    'cosine': _cosine, 'linear': _linear, 'cosine_rate': _cosine_rate, 'sigmoid': _sigmoid, 'constant': _constant}
 
 
 def rates(schedule: str | Sequence[float], timesteps: int, total: float | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""``rdbm doctor``: checks an option file, its data, the installation and the code base, and mends the latter."""
+"""``rdbm doctor``: checks an option file, its data, the installation and the code base, and can mend the code base."""
 from __future__ import annotations
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rdbm_plugin.basicsr_host import lookup
-from rdbm_plugin.basicsr_host.codebase import installation, installed, look_at, mending, undoing
+from rdbm_plugin.basicsr_host.codebase import KINDS, installation, installed, look_at, mending, undoing
+from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.option_keys import unknown_keys
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.inspection import Finding, inspect_data
@@ -38,9 +39,10 @@ def arguments() -> Namespace:
     action.add_argument('--undo', action='store_true', help='take back --fix and --install-into')
     parser.add_argument('--dry-run', action='store_true', help='only show what would be written')
     args = parser.parse_args()
-    if args.dry_run and not (args.fix or args.install_into or args.undo):
+    args.edits = args.fix or args.install_into or args.undo
+    if args.dry_run and not args.edits:
         parser.error('--dry-run goes with --fix, --install-into or --undo')
-    if (args.fix or args.install_into or args.undo) and (args.opt or args.json or args.force_yml):
+    if args.edits and (args.opt or args.json or args.force_yml):
         parser.error('-opt, --force_yml and --json go with a report, not with --fix, --install-into or --undo')
     if args.install_into and args.codebase:
         parser.error('--install-into names the code base itself, without --codebase')
@@ -50,30 +52,35 @@ def arguments() -> Namespace:
 def main() -> int:
     """Read the command line, print the report, and return 1 if there is an error in it, else 0."""
     args = arguments()
-    if args.fix or args.install_into or args.undo:
-        treat(args)
+    if args.edits:
+        change_codebase(args)
         return 0
     with redirect_stdout(sys.stderr):
-        findings = [*check_installation(), *about(args.codebase)]
+        findings = [*check_installation(), *check_codebase(args.codebase)]
         if args.opt:
             findings += examine(args.opt, args.force_yml, images=not args.no_images)
-    failed = any(finding.level == 'error' for finding in findings)
+    errors, warnings = (sum(finding.level == level for finding in findings) for level in ('error', 'warning'))
     if args.json:
-        print(json.dumps({'file': args.opt, 'ok': not failed, 'findings': [f._asdict() for f in findings]}, indent=1))
+        print(json.dumps({'file': args.opt, 'ok': not errors, 'findings': [f._asdict() for f in findings]}, indent=1))
     else:
-        print(report(args.opt or 'installation', findings))
-    return int(failed)
+        for finding in sorted(findings, key=lambda finding: ('ok', 'note', 'warning', 'error').index(finding.level)):
+            print(f'{finding.level:<8} {finding.where}: {finding.message}')
+        print(f'{args.opt or "installation"}: {errors} errors, {warnings} warnings')
+    return int(errors > 0)
 
 
-def treat(args: Namespace) -> None:
-    """Change a code base as asked, telling what kind it is and showing every change.
+def change_codebase(args: Namespace) -> None:
+    """Change a code base as asked, and print its kind and every change.
 
     Raises:
-        OptionError: There is none, or a change is not possible; the message tells if something was changed before.
+        OptionError: There is none, or a change is not possible; the message says if others were made before.
     """
-    found = look_at(args.install_into or args.codebase or _imported())
+    root = args.install_into or args.codebase or installed()
+    if root is None:
+        raise OptionError('BasicSR is not installed; name the folder of a code base with --codebase.')
+    found = look_at(root)
     changes = (mending if args.fix else undoing if args.undo else installation)(found)
-    print(f'{found.root}: {found.describe()}.\n')
+    print(f'{found.root}: {KINDS[found.kind]}.\n')
     encoding = sys.stdout.encoding or 'utf-8'
     for change in changes:
         print(change.show().encode(encoding, 'backslashreplace').decode(encoding))
@@ -84,21 +91,14 @@ def treat(args: Namespace) -> None:
             before = f' {done} of {len(changes)} files were changed before; --undo takes that back.' if done else ''
             raise OptionError(f'{error}{before}') from None
     print(f'{len(changes)} file(s) {"would be " * args.dry_run}changed.' if changes else 'Nothing is to be changed.')
-    for finding in about(found.root) if not args.dry_run else ():
+    for finding in check_codebase(found.root) if not args.dry_run else ():
         if finding.level != 'ok':
             print(f'{finding.level}: {finding.message}')
     if args.install_into and (found.root / OPTIONS).is_file():
         print(f'To train, in {found.root}: PYTHONPATH=. python basicsr/train.py -opt {OPTIONS}')
 
 
-def _imported() -> Path:
-    root = installed()
-    if root is None:
-        raise OptionError('BasicSR is not installed; name the folder of a code base with --codebase.')
-    return root
-
-
-def about(folder: str | Path | None) -> Iterator[Finding]:
+def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
     """What kind of BasicSR a folder holds, by default that which Python imports, and what stands in its way."""
     folder = folder or installed()
     if folder is None:
@@ -110,62 +110,15 @@ def about(folder: str | Path | None) -> Iterator[Finding]:
     except OptionError as error:
         yield Finding('error', 'codebase', str(error))
         return
-    yield Finding('ok', 'codebase', f'{found.root}: {found.describe()}')
-    if found.outdated and not _has_functional_tensor():
+    yield Finding('ok', 'codebase', f'{found.root}: {KINDS[found.kind]}')
+    # Not by find_spec of the module itself: within rdbm it can be imported always.
+    torchvision = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
+    if found.outdated and not any(Path(each, 'transforms/functional_tensor.py').is_file() for each in torchvision):
         yield Finding('note', 'codebase', f'{found.outdated[0]} imports what this torchvision has no more: "rdbm" '
                                           'works, BasicSR\'s own scripts do after "rdbm doctor --fix".')
     if not found.package and any(distributions(name='basicsr')):
         yield Finding('warning', 'codebase', f'{found.root}/basicsr has no __init__.py, so that Python prefers the '
                                              'basicsr installed by pip: --install-into writes one.')
-
-
-def report(file: str, findings: list[Finding]) -> str:
-    """The findings as text, errors last."""
-    order = ('ok', 'note', 'warning', 'error')
-    lines = [f'{finding.level:<8} {finding.where}: {finding.message}'
-             for finding in sorted(findings, key=lambda finding: order.index(finding.level))]
-    errors, warnings = (sum(finding.level == level for finding in findings) for level in ('error', 'warning'))
-    return '\n'.join([*lines, f'{file}: {errors} errors, {warnings} warnings'])
-
-
-def _has_functional_tensor() -> bool:
-    # Not by find_spec of the module itself: within rdbm it can be imported always.
-    folders = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
-    return any(Path(folder, 'transforms/functional_tensor.py').is_file() for folder in folders)
-
-
-def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
-    """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
-    try:
-        lookup.need_registries()
-    except OptionError as error:
-        yield Finding('error', 'file', str(error))
-        return
-    from rdbm_plugin.commands import pipeline
-    from rdbm_plugin.commands.preflight import checks
-    from rdbm_plugin.config.option_file import read_option_file
-    try:
-        training = 'train' in read_option_file(file, changes)
-        opt = pipeline.read_options(file, changes, training)
-    except OptionError as error:
-        yield Finding('error', 'file', str(error))
-        return
-    yield from check_keys_of(opt)
-    told = []
-    try:
-        for check in checks(opt):
-            try:
-                check()
-            except OptionError as error:
-                told.append(str(error))
-    except OptionError as error:
-        told.append(str(error))
-    yield from (Finding('error', 'options', message) for message in told)
-    if not told:
-        yield Finding('ok', 'options', 'every block can be built')
-    yield from check_loading(opt)
-    if images:
-        yield from inspect_data(opt['datasets'], told)
 
 
 def check_installation() -> Iterator[Finding]:
@@ -176,43 +129,62 @@ def check_installation() -> Iterator[Finding]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    yield Finding('ok', 'installation', ', '.join(
-        [f'Python {platform.python_version()}', *(f'{name} {number or "without a version"}'
-                                                  for name, number in found.items())]))
+    versions = [f'{name} {number or "without a version"}' for name, number in found.items()]
+    yield Finding('ok', 'installation', ', '.join([f'Python {platform.python_version()}', *versions]))
     needs = [line.split(';')[0].replace(' ', '') for line in (found['torchvision'] and requires('torchvision')) or ()]
     wanted = next((need for need in needs if need.startswith('torch==')), None)
     if wanted and found['torch'] and found['torch'].split('+')[0] != wanted.removeprefix('torch=='):
         yield Finding('error', 'installation', f'torchvision {found["torchvision"]} needs {wanted}, found torch '
                                                f'{found["torch"]}; install both together from one index.')
-    folders = {str(Path(entry or '.').resolve() / 'basicsr') for entry in ['.', *sys.path]
-               if (Path(entry or '.') / 'basicsr').is_dir()}
+    folders = {Path(entry or '.').resolve() / 'basicsr' for entry in ['.', *sys.path]}
+    folders = sorted(str(folder) for folder in folders if folder.is_dir())
     if len(folders) > 1:
         import basicsr
         yield Finding('warning', 'installation',
-                      f'{len(folders)} folders named basicsr on the path: {", ".join(sorted(folders))}; in use '
+                      f'{len(folders)} folders named basicsr on the path: {", ".join(folders)}; in use '
                       f'is {Path(basicsr.__file__ or "?").parent}. Uninstall one, or set PYTHONPATH.')
 
 
-def check_keys_of(opt: Mapping[str, Any]) -> Iterator[Finding]:
-    """Keys that nobody reads, and lines that are missing."""
-    ours = str(opt.get('model_type', '')).startswith('RDBM')
-    for key in unknown_keys(opt):
-        if not (ours and key.mistaken):
-            yield Finding('warning', key.block or 'top of the file', key.message)
-    mine = [str(dataset.get('type')) for dataset in opt.get('datasets', {}).values()]
-    if 'plugin' not in opt and (ours or any('Universal' in name for name in mine)):
-        yield Finding('error', 'top of the file',
-                      'the line "plugin: !!python/name:rdbm_plugin.registration.__version__" is missing; '
-                      "BasicSR's own scripts will not find the plugin.")
-
-
-def check_loading(opt: Mapping[str, Any]) -> Iterator[Finding]:
-    """Loader settings of the training set that hurt."""
-    train = opt['datasets'].get('train')
-    if not train:
+def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
+    """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
+    try:
+        lookup.need_registries()
+        from rdbm_plugin.commands import pipeline, preflight
+        opt = pipeline.read_options(file, changes, 'train' in read_option_file(file, changes))
+    except OptionError as error:
+        yield Finding('error', 'file', str(error))
         return
+    yield from check_keys(opt)
+    errors = []
+    try:
+        for check in preflight.checks(opt):
+            try:
+                check()
+            except OptionError as error:
+                errors.append(str(error))
+    except OptionError as error:
+        errors.append(str(error))
+    yield from (Finding('error', 'options', message) for message in errors)
+    if not errors:
+        yield Finding('ok', 'options', 'every block can be built')
+    train = opt['datasets'].get('train') or {}
     if train.get('type') == 'SyntheticUniversalDataset' and train.get('tasks'):
         batch, count = train.get('batch_size_per_gpu', 0), len(train['tasks'])
         if batch % count:
             yield Finding('note', 'datasets: train', f'batch_size_per_gpu {batch} is no multiple of the {count} tasks: '
                                                      'they are balanced over batches, not within each.')
+    if images:
+        yield from inspect_data(opt['datasets'], errors)
+
+
+def check_keys(opt: Mapping[str, Any]) -> Iterator[Finding]:
+    """Keys that nobody reads, and the line that loads the plugin where it is missing."""
+    ours = str(opt.get('model_type', '')).startswith('RDBM')
+    for key in unknown_keys(opt):
+        if not (ours and key.mistaken):
+            yield Finding('warning', key.block or 'top of the file', key.message)
+    types = [str(dataset.get('type')) for dataset in opt.get('datasets', {}).values()]
+    if 'plugin' not in opt and (ours or any('Universal' in name for name in types)):
+        yield Finding('error', 'top of the file',
+                      'the line "plugin: !!python/name:rdbm_plugin.registration.__version__" is missing; '
+                      "BasicSR's own scripts will not find the plugin.")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Needs the standard library only."""
+"""Atomic writes: a file is replaced completely or not at all. Needs the standard library only."""
 from __future__ import annotations
 
 import os
@@ -9,13 +9,13 @@ PARTIAL = '.*.partial'
 """Pattern of what a process that is killed while it writes leaves behind."""
 
 
-def write_whole(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
-    """Write a file so that ``path`` holds the new content or what it held before, whenever the process dies.
+def write_atomically(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
+    """Write a file so that it has either its old or its new content, whenever the process dies.
 
     Args:
         path: The file.
         content: Its bytes.
-        lasting: Whether this shall hold when the machine dies, too; that waits for the disk.
+        lasting: Whether this shall hold after a power cut, too; that waits for the disk.
 
     Raises:
         OSError: It could not be written; nothing is left behind.
@@ -28,19 +28,15 @@ def write_whole(path: Path, content: bytes | memoryview, lasting: bool = False) 
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, path)
-        if lasting:
-            _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename outlasts a power cut only once its folder has reached the disk; not every system opens folders.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    if lasting:
+        # A rename outlasts a power cut only once its folder has reached the disk; not every system opens folders.
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)

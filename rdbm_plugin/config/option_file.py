@@ -1,12 +1,11 @@
-"""Reading option files and changes to them: plain data, and no code runs but the import of the plugin they name.
+"""Reads option files and ``--force_yml`` as plain data, where BasicSR would run code that they contain. Needs PyYAML.
 
-BasicSR reads them with a loader that runs whatever a tag asks for, and runs ``--force_yml`` as a program.
+Nothing runs but the import of the plugin that a file names.
 """
 from __future__ import annotations
 
 import ast
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,45 +15,44 @@ import yaml
 
 from rdbm_plugin.config.options import OptionError, suggest
 
-_Base = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.IGNORECASE)
 _MOST = 100_000
-"""Values that an option file may hold, with those that aliases repeat."""
+"""Values that an option file may hold, each use of an alias counted."""
 
 
-class _PlainLoader(_Base):
-    """Does not import what tags name."""
+class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+    """Refuses keys that are no text or stand twice, and does not import what tags name."""
+
+    imports = False
+
+    def block(self, node: yaml.MappingNode) -> dict[str, Any]:
+        found = {}
+        for (key, value), (key_node, _) in zip(self.construct_pairs(node, deep=True), node.value):
+            where = f'line {key_node.start_mark.line + 1}: the key {key!r}'
+            if not isinstance(key, str):
+                raise OptionError(f'{where} is no text; write it in quotes.')
+            if key in found:
+                raise OptionError(f'{where} stands twice in one block; YAML would forget the first one.')
+            found[key] = value
+        return found
+
+    def named(self, suffix: str, node: yaml.Node) -> Any:
+        module, _, name = suffix.rpartition('.')
+        try:
+            return getattr(import_module(module), name) if self.imports else None
+        except (ImportError, AttributeError, ValueError) as error:
+            raise OptionError(f'line {node.start_mark.line + 1}: {node.tag}: {error}; is the plugin installed, or on '
+                              'PYTHONPATH?') from None
 
 
-class _PluginLoader(_Base):
+class _ImportingLoader(_Loader):
     """Imports what ``!!python/name:`` tags name, as the ``plugin:`` line does."""
 
-
-def _mapping(loader: yaml.Loader, node: yaml.MappingNode) -> OrderedDict:
-    pairs = loader.construct_pairs(node, deep=True)
-    for place, (key, _) in enumerate(pairs):
-        mark = node.value[place][0].start_mark
-        if not isinstance(key, str):
-            raise OptionError(f'line {mark.line + 1}: the key {key!r} is no text; write it in quotes.')
-        if any(key == other for other, _ in pairs[:place]):
-            raise OptionError(f'line {mark.line + 1}: the key {key!r} stands twice in one block; YAML would forget '
-                              'the first one.')
-    return OrderedDict(pairs)
+    imports = True
 
 
-def _named(loader: yaml.Loader, suffix: str, node: yaml.Node) -> Any:
-    module, _, name = suffix.rpartition('.')
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f'line {node.start_mark.line + 1}: {node.tag}: {error}; is the plugin installed, or on '
-                          'PYTHONPATH?') from None
-
-
-for _loader in (_PlainLoader, _PluginLoader):
-    _loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_PlainLoader.add_multi_constructor('tag:yaml.org,2002:python/name:', lambda loader, suffix, node: None)
-_PluginLoader.add_multi_constructor('tag:yaml.org,2002:python/name:', _named)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _Loader.block)
+_Loader.add_multi_constructor('tag:yaml.org,2002:python/name:', _Loader.named)
 
 
 def read_option_file(path: str | Path, changes: Sequence[str] = (), *, plugins: bool = True,
@@ -88,9 +86,9 @@ def read_option_file(path: str | Path, changes: Sequence[str] = (), *, plugins: 
 
 
 def parse(text: bytes | str, plugins: bool = False) -> Any:
-    """What YAML says, as plain values; raises OptionError if that is anything else, or too much of it."""
+    """YAML as plain values; raises OptionError if it holds anything else, or too much."""
     try:
-        content = yaml.load(text, _PluginLoader if plugins else _PlainLoader)
+        content = yaml.load(text, _ImportingLoader if plugins else _Loader)
         _count(content)
     except OptionError:
         raise
@@ -114,11 +112,7 @@ def _count(content: Any, done: int = 0) -> int:
 
 
 def make_change(content: MutableMapping[str, Any], change: str) -> None:
-    """Set ``KEY:KEY=VALUE`` in ``content``; all keys but the last must be there.
-
-    Raises:
-        OptionError: Naming the change and what is wrong with it.
-    """
+    """Set ``KEY:KEY=VALUE`` in ``content``; raises OptionError unless all keys but the last are there."""
     names, equals, text = change.partition('=')
     *blocks, last = (name.strip() for name in names.split(':'))
     if not equals or not all((*blocks, last)):
@@ -141,16 +135,15 @@ def make_change(content: MutableMapping[str, Any], change: str) -> None:
 def parse_value(text: str) -> Any:
     """A value on the command line, as BasicSR reads it, and negative numbers, 1e-4 and unquoted lists as well.
 
-    Raises:
-        OptionError: A list, block or quoted text is not complete.
+    Raises OptionError if a list, block or quoted text is not complete.
     """
-    simple = {'~': None, 'none': None, 'true': True, 'false': False}
-    if text.lower() in simple:
-        return simple[text.lower()]
+    constants = {'~': None, 'none': None, 'true': True, 'false': False}
+    if text.lower() in constants:
+        return constants[text.lower()]
     number = text.removeprefix('!!float').strip()
     if _NUMBER.fullmatch(number) and len(number) < 100:
-        whole = number.lstrip('+-').isdecimal() and not text.startswith('!!float')
-        return int(number) if whole else float(number)
+        integer = number.lstrip('+-').isdecimal() and not text.startswith('!!float')
+        return int(number) if integer else float(number)
     if not text.startswith(('[', '{', '"', "'", '!')):
         return text
     try:

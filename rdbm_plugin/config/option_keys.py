@@ -1,49 +1,37 @@
 """The keys of an option file, block by block, and what may stand there. Needs the standard library only."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_number, suggest
+from rdbm_plugin.config.options import OptionError, check_block, check_choice, check_int, suggest
 
 Kind = Callable[[str, Any], Any]
 
 
-def _whole(low: int) -> Kind:
-    return lambda key, value: check_int(key, value, low)
+def _int(low: int, high: int | None = None) -> Kind:
+    return lambda key, value: check_int(key, value, low, high)
 
 
-def _seed(key: str, value: Any) -> None:
-    # numpy takes 32 bits, and every rank and worker adds its number.
-    check_int(key, value, 0, 2**32 - 2**16)
+def _is(right: Callable[[Any], Any], expected: str) -> Kind:
+    def check(key: str, value: Any) -> None:
+        if not right(value):
+            raise OptionError(f'{key}: found {value!r}; expected {expected}.')
+    return check
 
 
-def _ratio(key: str, value: Any) -> None:
-    if isinstance(value, str):
-        raise OptionError(f'{key}: found the text {value!r}; expected a number.')
-    check_number(key, value, above=0)
+def _optional(kind: Kind, otherwise: Any = None) -> Kind:
+    return lambda key, value: value == otherwise or kind(key, value)
 
 
-def _interval(key: str, value: Any) -> None:
-    # BasicSR's own files write !!float 5e3.
-    if isinstance(value, str) or check_number(key, value, 1) % 1:
-        raise OptionError(f'{key}: found {value!r}; expected a whole number of iterations.')
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _fraction(key: str, value: Any) -> None:
-    if isinstance(value, str) or check_number(key, value, 0) >= 1:
-        raise OptionError(f'{key}: found {value!r}; expected a number >= 0 and < 1, such as 0.999.')
-
-
-def _switch(key: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise OptionError(f'{key}: found {value!r}; expected true or false.')
-
-
-def _text(key: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise OptionError(f'{key}: found {value!r}; expected text; put in quotes what YAML takes for something else.')
+def _block(key: str, value: Any) -> None:
+    check_block({key: value}, key)
 
 
 def _name(key: str, value: Any) -> None:
@@ -52,57 +40,51 @@ def _name(key: str, value: Any) -> None:
         raise OptionError(f'{key}: found {value!r}; expected the name of a folder within experiments/.')
 
 
-def _block(key: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise OptionError(f'{key}: found {value!r}; expected a block of "key: value" lines.')
+_text = _is(lambda value: value and isinstance(value, str), 'text; put in quotes what YAML takes for something else')
+_switch = _is(lambda value: isinstance(value, bool), 'true or false')
+_ratio = _is(lambda value: _is_number(value) and 0 < value < math.inf, 'a number > 0')
+_fraction = _is(lambda value: _is_number(value) and 0 <= value < 1, 'a number >= 0 and < 1, such as 0.999')
+# BasicSR's own files write !!float 5e3.
+_interval = _is(lambda value: _is_number(value) and value >= 1 and value % 1 == 0, 'a whole number of iterations')
+# numpy takes 32 bits, and every rank and worker adds its number.
+_seed = _int(0, 2**32 - 2**16)
 
 
-def _gpus(key: str, value: Any) -> None:
-    if value != 'auto':
-        check_int(key, value, 0)
-
-
-def _any(key: str, value: Any) -> None:
-    pass
-
-
-def _maybe(kind: Kind) -> Kind:
-    return lambda key, value: value is None or kind(key, value)
-
-
-KEYS: dict[str, dict[str, Kind]] = {
-    '': {'name': _name, 'model_type': _text, 'scale': _whole(1), 'num_gpu': _gpus, 'manual_seed': _maybe(_seed),
-         'plugin': _any, 'bridge': _maybe(_block), 'datasets': _block, 'network_g': _block, 'path': _block,
-         'train': _block, 'val': _maybe(_block), 'logger': _block, 'dist_params': _block,
-         'find_unused_parameters': _switch, 'auto_resume': _switch, 'is_train': _switch, 'dist': _switch,
-         'rank': _any, 'world_size': _any, 'root_path': _any},
-    'train': {'ema_decay': _fraction, 'node_t_share': _any, 'own_start_share': _any, 'amp': _any,
-              'grad_clip': _any, 'micro_batches': _maybe(_whole(1)), 'nonfinite_limit': _maybe(_whole(1)),
-              'optim_g': _block, 'scheduler': _block, 'total_iter': _interval, 'warmup_iter': _whole(-1),
-              'pixel_opt': _maybe(_block), 'perceptual_opt': _maybe(_block)},
-    'val': {'val_freq': _interval, 'save_img': _switch, 'pbar': _switch, 'suffix': _maybe(_text),
-            'sampler': _maybe(_block), 'metrics': _maybe(_block), 'tile': _any, 'tile_overlap': _any,
+KEYS: dict[str, dict[str, Kind | None]] = {
+    '': {'name': _name, 'model_type': _text, 'scale': _int(1), 'num_gpu': _optional(_int(0), 'auto'),
+         'manual_seed': _optional(_seed), 'plugin': None, 'bridge': _optional(_block), 'datasets': _block,
+         'network_g': _block, 'path': _block, 'train': _block, 'val': _optional(_block), 'logger': _block,
+         'dist_params': _block, 'find_unused_parameters': _switch, 'auto_resume': _switch, 'is_train': _switch,
+         'dist': _switch, 'rank': None, 'world_size': None, 'root_path': None},
+    'train': {'ema_decay': _fraction, 'node_t_share': None, 'own_start_share': None, 'amp': None,
+              'grad_clip': None, 'micro_batches': _optional(_int(1)), 'nonfinite_limit': _optional(_int(1)),
+              'optim_g': _block, 'scheduler': _block, 'total_iter': _interval, 'warmup_iter': _int(-1),
+              'pixel_opt': _optional(_block), 'perceptual_opt': _optional(_block)},
+    'val': {'val_freq': _interval, 'save_img': _switch, 'pbar': _switch, 'suffix': _optional(_text),
+            'sampler': _optional(_block), 'metrics': _optional(_block), 'tile': None, 'tile_overlap': None,
             'rgb2bgr': _switch, 'use_image': _switch},
-    'logger': {'print_freq': _interval, 'save_checkpoint_freq': _interval, 'keep_last': _maybe(_whole(1)),
-               'keep_best': _maybe(_text), 'use_tb_logger': _maybe(_switch), 'wandb': _maybe(_block)},
-    'path': {'pretrain_network_g': _maybe(_text), 'param_key_g': _maybe(_text), 'strict_load_g': _maybe(_switch),
-             'resume_state': _maybe(_text), 'ignore_resume_networks': _any, 'root': _any, 'experiments_root': _any,
-             'models': _any, 'training_states': _any, 'log': _any, 'visualization': _any, 'results_root': _any},
+    'logger': {'print_freq': _interval, 'save_checkpoint_freq': _interval, 'keep_last': _optional(_int(1)),
+               'keep_best': _optional(_text), 'use_tb_logger': _optional(_switch), 'wandb': _optional(_block)},
+    'path': {'pretrain_network_g': _optional(_text), 'param_key_g': _optional(_text),
+             'strict_load_g': _optional(_switch), 'resume_state': _optional(_text), 'ignore_resume_networks': None,
+             'root': None, 'experiments_root': None, 'models': None, 'training_states': None, 'log': None,
+             'visualization': None, 'results_root': None},
 }
-"""Block -> the keys that BasicSR and RDBMModel read there, and their check; '' is the top of the file."""
+"""Block -> the keys that BasicSR and RDBMModel read there, and how they are checked here; '' is the top of the file."""
 
 NEEDED = {'': ('name', 'num_gpu', 'datasets', 'path', 'train', 'logger'),
           'train': ('optim_g', 'scheduler', 'total_iter'),
+          'datasets: train': ('batch_size_per_gpu', 'num_worker_per_gpu'),
           'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'), 'val': ('val_freq', 'save_img')}
 """Block -> the keys without which BasicSR's training fails, some of them days after its start."""
 
-_LOADED = {'batch_size_per_gpu': _whole(1), 'num_worker_per_gpu': _whole(0), 'dataset_enlarge_ratio': _ratio,
-           'dataroot_gt': _maybe(_text), 'dataroot_lq': _maybe(_text),
-           'prefetch_mode': _maybe(lambda key, value: check_choice(key, value, ('cpu', 'cuda'))),
-           'num_prefetch_queue': _whole(1), 'pin_memory': _switch, 'persistent_workers': _switch}
-_PAIRED = {'name', 'type', 'phase', 'scale', 'filename_tmpl', 'meta_info_file',
-           'io_backend', 'gt_size', 'use_hflip', 'use_rot', 'use_shuffle', 'color', 'mean', 'std', *_LOADED}
-"""What BasicSR's PairedImageDataset, SingleImageDataset and their loaders read."""
+_DATASET = {**dict.fromkeys(('name', 'type', 'phase', 'scale', 'filename_tmpl', 'meta_info_file', 'io_backend',
+                             'gt_size', 'use_hflip', 'use_rot', 'use_shuffle', 'color', 'mean', 'std')),
+            'batch_size_per_gpu': _int(1), 'num_worker_per_gpu': _int(0), 'dataset_enlarge_ratio': _ratio,
+            'dataroot_gt': _optional(_text), 'dataroot_lq': _optional(_text),
+            'prefetch_mode': _optional(lambda key, value: check_choice(key, value, ('cpu', 'cuda'))),
+            'num_prefetch_queue': _int(1), 'pin_memory': _switch, 'persistent_workers': _switch}
+"""The same of BasicSR's PairedImageDataset, SingleImageDataset and their loaders; other data sets have more keys."""
 
 
 class UnknownKey(NamedTuple):
@@ -111,54 +93,52 @@ class UnknownKey(NamedTuple):
     block: str
     message: str
     mistaken: bool
-    """At the top of the file a lab may have keys of its own; those that resemble no known one are not refused."""
+    """False for keys at the top of the file that resemble no known one: a lab may have keys of its own there."""
 
 
 def unknown_keys(opt: Mapping[str, Any]) -> Iterator[UnknownKey]:
-    """The keys that neither BasicSR nor RDBMModel reads, with the nearest that they do."""
-    for name, known in KEYS.items():
-        content = opt.get(name) if name else opt
-        for key in content if isinstance(content, Mapping) else ():
-            if key in known:
-                continue
-            homes = [other or 'the top of the file' for other in KEYS if key in KEYS[other]]
-            hint = f' It belongs under {homes[0]}; check its indentation.' if homes else suggest(str(key), known)
-            yield UnknownKey(name, f'key {key!r} is not known to be read by anyone.{hint}', bool(name or hint))
-    for phase, dataset in _datasets(opt):
-        if dataset.get('type') in ('PairedImageDataset', 'SingleImageDataset'):
-            for key in dataset:
-                if key not in _PAIRED:
-                    message = f'key {key!r} is not known to be read by anyone.{suggest(str(key), _PAIRED)}'
-                    yield UnknownKey(f'datasets: {phase}', message, True)
+    """The keys that neither BasicSR nor RDBMModel reads, each with the nearest one that they do read."""
+    for name, content, known in _blocks(opt):
+        if known is _DATASET and content.get('type') not in ('PairedImageDataset', 'SingleImageDataset'):
+            continue
+        for key in content:
+            if key not in known:
+                homes = [other or 'the top of the file' for other in KEYS if key in KEYS[other]]
+                hint = f' It belongs under {homes[0]}; check its indentation.' if homes else suggest(str(key), known)
+                yield UnknownKey(name, f'key {key!r} is not known to be read by anyone.{hint}', bool(name or hint))
 
 
 def check_values(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError at the first value that is not what its key holds, or a key that training needs."""
-    for name, kinds in KEYS.items():
-        content = opt.get(name) if name else opt
-        if not isinstance(content, Mapping):
-            continue
+    """Raise OptionError at the first value that its key cannot have, or at a key that training lacks."""
+    for name, content, known in _blocks(opt):
+        where = f'{name}: ' if name else ''
         for key in NEEDED.get(name, ()) if opt.get('is_train') else ():
             if key not in content:
-                raise OptionError(f'{f"{name}: " if name else ""}key {key!r} is missing.{suggest(key, content)}')
+                raise OptionError(f'{where}key {key!r} is missing.{suggest(key, content)}')
         for key, value in content.items():
-            if key in kinds:
-                kinds[key](f'{name}: {key}' if name else key, value)
-    for phase, dataset in _datasets(opt):
-        for key, value in dataset.items():
-            if key in _LOADED:
-                _LOADED[key](f'datasets: {phase}: {key}', value)
+            check = known.get(key)
+            if check is not None:
+                check(f'{where}{key}', value)
     if opt.get('is_train'):
         _check_training_set(opt)
+
+
+def _blocks(opt: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Kind | None]]]:
+    """Name, content and known keys of each block."""
+    for name, known in KEYS.items():
+        content = opt.get(name) if name else opt
+        if isinstance(content, Mapping):
+            yield name, content, known
+    datasets = opt.get('datasets')
+    for phase, dataset in datasets.items() if isinstance(datasets, Mapping) else ():
+        _block(f'datasets: {phase}', dataset)
+        yield f'datasets: {phase}', dataset, _DATASET
 
 
 def _check_training_set(opt: Mapping[str, Any]) -> None:
     train = opt['datasets'].get('train')
     if train is None:
         raise OptionError(f"datasets: key 'train' is missing; found {', '.join(map(str, opt['datasets'])) or 'none'}.")
-    for key in ('batch_size_per_gpu', 'num_worker_per_gpu'):
-        if key not in train:
-            raise OptionError(f'datasets: train: key {key!r} is missing.{suggest(key, train)}')
     if train.get('prefetch_mode') == 'cpu' and not train['num_worker_per_gpu']:
         raise OptionError('datasets: train: prefetch_mode: cpu with num_worker_per_gpu: 0 would let two threads read '
                           'one data set, and runs would not repeat; use workers.')
@@ -172,11 +152,3 @@ def _check_training_set(opt: Mapping[str, Any]) -> None:
     parts = opt['train'].get('micro_batches') or 1
     if parts > train['batch_size_per_gpu']:
         raise OptionError(f'train: micro_batches: found {parts}; batch_size_per_gpu is {train["batch_size_per_gpu"]}.')
-
-
-def _datasets(opt: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    datasets = opt.get('datasets')
-    if isinstance(datasets, Mapping):
-        for phase, dataset in datasets.items():
-            _block(f'datasets: {phase}', dataset)
-            yield str(phase), dataset

@@ -14,7 +14,7 @@ class OptionError(ValueError):
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """A sentence that names the nearest of ``allowed``, to be appended to an error; empty if none is near."""
+    """A sentence for the end of an error that names the nearest of ``allowed``; empty if none is near."""
     near = difflib.get_close_matches(name, allowed, n=1)
     return f' Did you mean {near[0]!r}?' if near else ''
 
@@ -84,25 +84,22 @@ def build(where: str, options: Mapping[str, Any] | None, types: Mapping[str, Any
     """Build ``types[options['type']](**given, **rest of options)``.
 
     Args:
-        where: Name of the option block, used in error messages, e.g. ``'bridge'`` or ``'val: sampler'``.
-        options: The block itself. ``None`` counts as an empty block.
+        where: Name of the option block, for errors, e.g. ``'bridge'`` or ``'val: sampler'``.
+        options: The block itself; None counts as an empty one.
         types: Name -> class.
         default: Type to use if the block names none.
         given: Arguments that come from the program, not from the option file.
 
     Raises:
-        OptionError: The block is no mapping, its type is unknown, or a key is unknown or missing.
+        OptionError: The block is no mapping, its type is unknown, or a key is unknown, missing or out of its range.
     """
-    if options is not None and not isinstance(options, Mapping):
-        raise OptionError(f'{where}: found {options!r}; expected a block of "key: value" lines.')
-    options = dict(options or {})
+    options = {} if options is None else check_block({where: options}, where)
     kind = check_choice(f'{where}: type', options.pop('type', default), types)
-    cls = types[kind]
     for key in given:
         if key in options:
             raise OptionError(f'{where}: unknown key {key!r}; it is set by the program.')
-    check_keys(where, {**given, **options}, cls, kind)
+    check_keys(where, {**given, **options}, types[kind], kind)
     try:
-        return cls(**given, **options)
+        return types[kind](**given, **options)
     except OptionError as error:
         raise OptionError(f'{where}: {error}') from None

@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from rdbm_plugin.config.atomic_write import write_whole
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.data.image_source import ImageError, decode_rgb
 
 MAX_MEGAPIXELS = 100.0
@@ -138,7 +138,7 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     content = _encode(pixels, suffix, photo.profile)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_atomically(path, content)
     except OSError as error:
         raise ImageError(f'{path}: cannot be written ({error.strerror}).') from None
 

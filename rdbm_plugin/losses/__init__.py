@@ -1,1 +1,1 @@
-"""The loss, and what a training step draws and compares. Needs torch only."""
+"""The loss, and the random draws and the objective of a training step. Needs torch only."""

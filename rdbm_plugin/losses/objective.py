@@ -1,4 +1,4 @@
-"""What a network of a bridge is trained on, for any training loop. Needs torch only."""
+"""The training objective of a bridge's network, for any training loop. Needs torch only."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class States(NamedTuple):
-    """What the network is trained on in one step; rows belong to samples."""
+    """The states that one step trains on, with their targets; one row a sample."""
 
     z: Tensor
     """x_t without its centre, (N, C, H, W)."""
@@ -28,7 +28,7 @@ class States(NamedTuple):
     residual: Tensor
     gt: Tensor
     mean_weight: Tensor
-    """Of all samples of all ranks, ()."""
+    """Mean of the loss's weights over all samples of all ranks, ()."""
 
     def part(self, rows: Any) -> States:
         """Some of the samples."""
@@ -36,16 +36,16 @@ class States(NamedTuple):
 
 
 class Objective:
-    """Draws states of the bridge from pairs of images, and compares what the network makes of them.
+    """Draws states of the bridge from pairs of images, and compares the network's outputs with their targets.
 
     Args:
-        bridge: Also says what the network predicts.
+        bridge: It also defines what the network predicts.
         criterion: ResidualModulatedLoss, or any loss of two images in [0, 1], which then compares the estimate of x0
             with the clean image; None where only states are wanted.
-        node_t_share: Share of the samples drawn at node T, where x_t = mu; the others are uniform over the nodes 1 to
-            T-1. Default 1/T: uniform over all.
-        own_start_share: Share of the samples at nodes below T whose state is made from the network's own estimate at
-            node T, as in sampling, instead of the true residual.
+        node_t_share: Share of samples at t = T, where x_t = mu; the others are uniform over the nodes 1 to T-1.
+            Default 1/T: uniform over all.
+        own_start_share: On-policy states: the share of samples below t = T whose state is made from the network's own
+            estimate at t = T, as in sampling, instead of the true residual.
 
     Raises:
         OptionError: A share is not from 0 to 1.
@@ -60,33 +60,28 @@ class Objective:
 
     def draw(self, lq: Tensor, gt: Tensor, draws: Draws, predict: Predict,
              mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
-        """Nodes, noise and states of a batch.
+        """States of a batch of degraded and clean images, both (N, C, H, W) in [0, 1].
 
-        Args:
-            lq: Degraded images, (N, C, H, W) in [0, 1].
-            gt: Clean images, the same.
-            draws: What is random.
-            predict: The network, for states made from its own estimate.
-            mean_of_ranks: Gives the mean of a tensor over all processes.
+        ``predict`` is for on-policy states; ``mean_of_ranks`` gives the mean of a tensor over all processes.
         """
         mu, residual = 2 * lq - 1, 2 * (gt - lq)
         last = self.bridge.timesteps
-        t = torch.where(draws.chances() < self.node_t_share, last, draws.whole(1, max(last, 2)))
+        t = torch.where(draws.chances() < self.node_t_share, last, draws.integers(1, max(last, 2)))
         eps = draws.noise(residual)
         n = self.bridge.modulate(residual, eps)
         z = self.bridge.marginal(residual, n, t)
         if self.own_start_share > 0:
             chosen = (draws.chances() < self.own_start_share) & (t < last)
             if chosen.any():
-                z, n = self._start_from_own_estimate(chosen, z, n, residual, eps, mu, t, predict)
+                z, n = self._on_policy(chosen, z, n, residual, eps, mu, t, predict)
         mean_weight = torch.ones((), device=lq.device)
         if isinstance(self.criterion, ResidualModulatedLoss) and self.criterion.balance > 0:
             mean_weight = mean_of_ranks(self.criterion.weights(residual).mean())
         return States(z, self.bridge.target(residual, n, mu, t), mu, t, residual, gt, mean_weight)
 
-    def _start_from_own_estimate(self, chosen: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
-                                 t: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
-        """Replace chosen states (z, n) by those that sampling meets: of the network's own estimate at node T."""
+    def _on_policy(self, chosen: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor, t: Tensor,
+                   predict: Predict) -> tuple[Tensor, Tensor]:
+        """Replace chosen states (z, n) by those of the network's own estimate at node T."""
         last = torch.full_like(t, self.bridge.timesteps)[chosen]
         mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
         with torch.no_grad():
@@ -101,16 +96,16 @@ class Objective:
         return z, n
 
     def output(self, states: States, predict: Predict) -> Tensor:
-        """What the network gives for states, (N, C, H, W)."""
+        """The network's output for states, (N, C, H, W)."""
         t = states.t.to(states.mu.device)
         return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, t)
 
     def estimate(self, output: Tensor, states: States) -> Tensor:
-        """The clean image that an output of the network stands for, in [0, 1] but not clamped; (N, C, H, W)."""
+        """The clean image by an output of the network, in [0, 1] but not clamped; (N, C, H, W)."""
         return (states.mu + 1 + self.bridge.to_residual(output, states.z, states.mu, states.t)) / 2
 
     def loss(self, output: Tensor, states: States) -> Tensor:
-        """Loss of each sample, (N,), or of the batch, (), from a criterion that does not tell them apart."""
+        """Loss of each sample, (N,), or of the batch, (), by another criterion than ResidualModulatedLoss."""
         if isinstance(self.criterion, ResidualModulatedLoss):
             return self.criterion.of_samples(output, states.target, states.t, self.bridge, states.residual,
                                              states.mean_weight)

@@ -1,4 +1,4 @@
-"""The training objective of the bridge. Needs torch only."""
+"""The loss of the bridge. Needs torch only."""
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from rdbm_plugin.config.options import check_choice, check_number
 
 
 class ResidualModulatedLoss(nn.Module):
-    """Distance between what the network gave and what it should have given, in a quantity of choice.
+    """Distance between the network's output and its target, in a quantity of choice.
 
-    The paper trains with the L1 distance on the modulated noise pi * eps (arXiv 2510.23116, its training
-    objective): ``measure='noise'``. All predictions are linear in one another, so the same error can be measured in
-    any quantity whatever the network predicts; only its weight over time differs. With R = Theta_t^2 / Sigma_t^2:
+    The paper trains with the L1 distance on the modulated noise pi * eps (arXiv 2510.23116): ``measure='noise'``. All
+    predictions are linear in one another, so any network's error can be measured in any quantity; only its weight
+    over time differs. With R = Theta_t^2 / Sigma_t^2:
 
     ==========  ===========================  ==================================================================
     measure     weight on |residual error|   consequence (cosine, T = 100, lambda = 10/255)
@@ -42,11 +42,7 @@ class ResidualModulatedLoss(nn.Module):
         self.balance = check_number('balance', balance, 0, 1)
 
     def weights(self, residual: Tensor) -> Tensor:
-        """How much each sample counts beside the others, (N,), by ``balance``, before it is divided by the mean.
-
-        Args:
-            residual: x0 - mu, (N, C, H, W) in [-2, 2].
-        """
+        """Weights of samples by ``balance``, (N,), not yet divided by their mean, from residuals (N, C, H, W)."""
         return (residual.abs().mean(dim=(1, 2, 3)) + 0.01) ** -self.balance
 
     def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge,
@@ -62,10 +58,9 @@ class ResidualModulatedLoss(nn.Module):
             output: Network output, (N, C, H, W).
             target: ``bridge.target(...)``, (N, C, H, W).
             t: Nodes, (N,) int64 on the CPU, from 1 to T.
-            bridge: Says what the network predicts.
+            bridge: Defines what the network predicts.
             residual: x0 - mu, (N, C, H, W) in [-2, 2].
-            mean_weight: Mean of :meth:`weights` over all samples that a step averages, where these are only some of
-                them; default: over these.
+            mean_weight: Mean of :meth:`weights` over all samples of a step; default: over these.
         """
         weight = bridge.error_gain(self.measure, t) / bridge.error_gain(bridge.prediction, t)
         error = weight.to(output).view(-1, 1, 1, 1) * (output - target)

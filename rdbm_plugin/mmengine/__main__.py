@@ -1,4 +1,4 @@
-"""``python -m rdbm_plugin.mmengine CONFIG``: train under mmengine. See :mod:`rdbm_plugin.mmengine.launch`."""
+"""``python -m rdbm_plugin.mmengine CONFIG``: train under mmengine."""
 from __future__ import annotations
 
 import sys

@@ -1,10 +1,9 @@
-"""Training under mmengine from the command line: one process, torchrun or Slurm, on GPUs or CPUs."""
+"""Training under mmengine from the command line: one process, torchrun or Slurm, on GPUs or CPUs. Needs mmengine."""
 from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
@@ -31,9 +30,17 @@ def launch() -> None:
     parser.add_argument('--local-rank', '--local_rank', help='ignored; older launchers of PyTorch pass it')
     args = parser.parse_args()
     cfg = read_config(args)
-    check_work_dir(cfg)
+    found = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
+    if found and not cfg.resume:
+        raise OptionError(f'work_dir: {cfg.work_dir} has checkpoints of an earlier run ({found[0]}); go on with it by '
+                          '--resume, or give this run another folder by --work-dir.')
     compat.keep_freed_memory()
-    start_ranks(args.launcher)
+    key, command = {'pytorch': ('RANK', 'torchrun'), 'slurm': ('SLURM_PROCID', 'srun')}.get(args.launcher, ('', ''))
+    if key and key not in os.environ:
+        raise OptionError(f'--launcher {args.launcher}: {key} is not set; start this command by {command}.')
+    if key and not torch.cuda.is_available():
+        # With GPUs, mmengine starts the process group.
+        compat.start_gloo(args.launcher)
     try:
         build_runner(cfg).train()
     finally:
@@ -42,10 +49,10 @@ def launch() -> None:
 
 
 def read_config(args: Namespace) -> Config:
-    """The config with what the command line changes.
+    """The config, changed by the command line.
 
     Raises:
-        OptionError: There is no such file, it is no config, ``--cfg-options`` names a block that it has not, or
+        OptionError: There is no such file, it is no config, ``--cfg-options`` names a block that it lacks, or
             ``--amp`` does not go with its optimizer wrapper.
     """
     if not args.config.is_file():
@@ -70,37 +77,11 @@ def read_config(args: Namespace) -> Config:
     return cfg
 
 
-def check_work_dir(cfg: Config) -> None:
-    """Refuse to put a second run among the checkpoints of a first one.
-
-    Raises:
-        OptionError: Naming folder and checkpoint.
-    """
-    found = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
-    if found and not cfg.resume:
-        raise OptionError(f'work_dir: {cfg.work_dir} has checkpoints of an earlier run ({found[0]}); go on with it by '
-                          '--resume, or give this run another folder by --work-dir.')
-
-
-def start_ranks(launcher: str) -> None:
-    """Start the process group where there are no GPUs; where there are, mmengine does.
-
-    Raises:
-        OptionError: The process was not started by the launcher.
-    """
-    key, command = {'pytorch': ('RANK', 'torchrun'), 'slurm': ('SLURM_PROCID', 'srun')}.get(launcher, (None, None))
-    if key is not None and key not in os.environ:
-        raise OptionError(f'--launcher {launcher}: {key} is not set; start this command by {command}.')
-    if key is None or torch.cuda.is_available():
-        return
-    compat.start_gloo(launcher)
-
-
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
-    """mmengine's Runner, or its FlexibleRunner for a config that has a ``strategy``.
+    """mmengine's Runner or, for a config with a ``strategy``, its FlexibleRunner; neither runs what a pickle holds."""
+    def load_from_local(filename: str, map_location: object) -> object:
+        return read_safely(Path(filename).expanduser())
 
-    Checkpoints are read without running what a pickle might hold, also by torch before 2.6, which would by default.
-    """
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     strategy = cfg.get('strategy')
     if cfg.launcher != 'none' and not torch.cuda.is_available():
@@ -111,12 +92,3 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         elif strategy.type == 'DDPStrategy':
             strategy.setdefault('model_wrapper', {})['device_ids'] = None
     return (Runner if strategy is None else FlexibleRunner).from_cfg(cfg)
-
-
-def load_from_local(filename: str, map_location: Any) -> Any:
-    """A checkpoint, on the CPU; mmengine moves it.
-
-    Raises:
-        OptionError: It is damaged, or holds more than tensors and plain values.
-    """
-    return read_safely(Path(filename).expanduser())

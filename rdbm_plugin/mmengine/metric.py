@@ -1,4 +1,4 @@
-"""Metrics of BasicSR as metrics of mmengine. Need BasicSR."""
+"""Metrics of BasicSR as metrics of mmengine. Needs both."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ from rdbm_plugin.registry import METRICS
 class ProtocolMetric(BaseMetric):
     """One metric of BasicSR's METRIC_REGISTRY, of degraded and restored images.
 
-    In configs it is called by its name: ``val_evaluator=[dict(type='rdbm_plugin.psnr_rgb', crop_border=4)]``. It gives
-    ``psnr_rgb``, the mean over all restored images, ``psnr_rgb_degraded``, that of the images before, and both for
+    Configs call it by the metric's name: ``val_evaluator=[dict(type='rdbm_plugin.psnr_rgb', crop_border=4)]``. It gives
+    ``psnr_rgb``, the mean over the restored images, ``psnr_rgb_degraded``, that over the degraded ones, and both for
     each task if there are several, as ``derain/psnr_rgb``.
 
     Args:
         protocol: Name of the metric.
-        options: What else it takes.
+        options: Its other arguments.
         prefix, collect_device: As in mmengine.
 
     Raises:
-        OptionError: BasicSR is not installed, the metric is unknown, or it needs ground truth that a set has not.
+        OptionError: BasicSR is not installed, the metric is unknown, or it needs ground truth that a set lacks.
     """
 
     default_prefix = None
@@ -52,9 +52,9 @@ class ProtocolMetric(BaseMetric):
 
     def compute_metrics(self, results: list[tuple[str, float, float]]) -> dict[str, float]:
         """Means of all images and of each task."""
-        tasks = dict.fromkeys(task for task, *_ in results)
         groups = {'': results}
-        if len(tasks) > 1:
-            groups.update({f'{task}/': [row for row in results if row[0] == task] for task in tasks})
+        tasks = dict.fromkeys(task for task, *_ in results)
+        for task in tasks if len(tasks) > 1 else ():
+            groups[f'{task}/'] = [row for row in results if row[0] == task]
         return {f'{group}{self.protocol}{suffix}': sum(row[column] for row in rows) / len(rows)
                 for group, rows in groups.items() for column, suffix in ((1, ''), (2, '_degraded'))}

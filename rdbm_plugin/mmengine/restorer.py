@@ -1,4 +1,4 @@
-"""RDBM as a model of mmengine: training and restoring with any of its runners."""
+"""RDBM as a model of mmengine, for training and restoring with any of its runners. Needs mmengine."""
 from __future__ import annotations
 
 import zlib
@@ -23,10 +23,10 @@ Block = Mapping[str, Any]
 
 @MODELS.register_module()
 class PairPreprocessor(BaseDataPreprocessor):
-    """Takes batches to the device and into one form.
+    """Moves batches to the device and into one form.
 
-    They are ``{'lq', 'gt', ...}``, as our and BasicSR's data sets give them, or ``{'inputs', 'data_samples'}`` with
-    clean images in ``gt_img`` of the samples, as MMagic's do.
+    Takes ``{'lq', 'gt', ...}``, as our and BasicSR's data sets give it, or ``{'inputs', 'data_samples'}`` with clean
+    images in ``gt_img`` of the samples, as MMagic's do.
 
     Args:
         peak: Value of white: 1, or 255 for MMagic's batches.
@@ -62,10 +62,10 @@ class PairPreprocessor(BaseDataPreprocessor):
 class BridgeRestorer(BaseModel):
     """Restores by a diffusion bridge from the degraded to the clean image.
 
-    Blocks are those of the option files for BasicSR; types that stand in no scope are looked for in the plugin, in
-    BasicSR, then in mmengine. What is random in training follows from the run's seed, the iteration and the place in
-    the batch of all ranks, the same as for RDBMModel, if RepeatableHook is among the hooks; else from torch's
-    generator, for which ranks need seeds of their own (``diff_rank_seed=True``).
+    Blocks are those of the option files for BasicSR; types without a scope are looked up in the plugin, in BasicSR,
+    then in mmengine. With RepeatableHook, training draws the same random numbers as RDBMModel: they follow from the
+    run's seed, the iteration and the sample's place in the batch of all ranks. Without it they come from torch's
+    generator, and ranks need different seeds (``diff_rank_seed=True``).
 
     Args:
         network: Takes (x_t, mu, t).
@@ -96,13 +96,13 @@ class BridgeRestorer(BaseModel):
     def forward(self, lq: Tensor, gt: Tensor | None = None, task: Sequence[str] | None = None,
                 lq_path: Sequence[str] | None = None,
                 mode: str = 'tensor') -> dict[str, Tensor] | Tensor | list[dict[str, Any]]:
-        """What mmengine's loops ask for.
+        """The loss of a batch, or its restored images, as mmengine's loops ask for them.
 
         Args:
             lq: Degraded images, (N, C, H, W) in [0, 1].
             gt: Clean images, the same.
             task: Of each image; goes into the results.
-            lq_path: Of each image; its noise, if the sampler adds any, follows from the name.
+            lq_path: Of each image; its name seeds the noise, if the sampler adds any.
             mode: ``loss``, ``predict`` or ``tensor``.
 
         Returns:
@@ -113,7 +113,10 @@ class BridgeRestorer(BaseModel):
             OptionError: ``loss`` is asked for without ``gt``.
         """
         if mode == 'loss':
-            return self.loss(lq, gt)
+            if gt is None:
+                raise OptionError('train_dataloader: found a batch without gt; expected pairs of lq and gt.')
+            states = self.objective.draw(lq, gt, _draws(len(lq)), self.predict, _mean_of_ranks)
+            return {'loss_pix': self.objective.loss(self.objective.output(states, self.predict), states).mean()}
         restored = self.restore(lq, lq_path)
         if mode == 'tensor':
             return restored
@@ -121,13 +124,6 @@ class BridgeRestorer(BaseModel):
                   if value is not None}
         return [{**{key: value[i] for key, value in images.items()}, 'task': task[i] if task else ''}
                 for i in range(len(lq))]
-
-    def loss(self, lq: Tensor, gt: Tensor | None) -> dict[str, Tensor]:
-        """Mean loss of a batch, under a key that mmengine adds up; see :meth:`forward`."""
-        if gt is None:
-            raise OptionError('train_dataloader: found a batch without gt; expected pairs of lq and gt.')
-        states = self.objective.draw(lq, gt, _draws(len(lq)), self.predict, _mean_of_ranks)
-        return {'loss_pix': self.objective.loss(self.objective.output(states, self.predict), states).mean()}
 
     @torch.no_grad()
     def restore(self, lq: Tensor, paths: Sequence[str] | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hooks, an optimizer wrapper and a strategy for training under mmengine."""
+"""Hooks, an optimizer wrapper and a strategy for training under mmengine. Needs mmengine."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,21 +26,21 @@ from rdbm_plugin.registry import HOOKS, OPTIM_WRAPPERS, STRATEGIES
 
 @HOOKS.register_module()
 class RepeatableHook(Hook):
-    """Lets nodes, noise and our data sets follow from seed and iteration alone, in resumed runs too.
+    """Makes nodes, noise and our data sets functions of seed and iteration alone, in resumed runs too.
 
-    mmengine resumes by reading all the batches again that the run has had; our data sets go on without. Data sets of
-    others keep mmengine's order.
+    To resume, mmengine reads all earlier batches again; our data sets need not. Others keep mmengine's order.
 
     Raises:
-        OptionError: Ranks have the same seed, or ``persistent_workers`` is on, whose workers learn nothing new.
+        OptionError: Ranks have the same seed, or ``persistent_workers`` is on, whose workers would not learn the
+            iteration.
     """
 
     def before_train(self, runner: Any) -> None:
-        """Agree on the seed, and start the data where the run is."""
-        # That of rank 0 is the run's; mmengine has added the rank to the others.
-        self.seed = torch.tensor(runner.seed)
-        broadcast(self.seed)
-        self.seed = int(self.seed)
+        """Agree on the seed, and start the data at the run's iteration."""
+        # The run's seed is that of rank 0; mmengine has added the rank to the others.
+        seed = torch.tensor(runner.seed)
+        broadcast(seed)
+        self.seed = int(seed)
         runner.message_hub.update_info('step_seed', self.seed)
         self.trained = runner.iter
         loader = runner.train_dataloader
@@ -53,7 +53,7 @@ class RepeatableHook(Hook):
         count_batches(runner.iter)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             if isinstance(loader.sampler, InfiniteSampler):
-                # mmengine's ends for good when an iterator over it is given up; our data sets need no indices.
+                # mmengine's sampler ends for good with its first iterator; our data sets need no indices.
                 loader.sampler.indices = repeat(0)
             runner.train_loop.dataloader_iterator = _batches(loader, runner.iter)
 
@@ -62,41 +62,36 @@ class RepeatableHook(Hook):
         seed_step(self.seed, runner.iter + 1, get_rank())
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Tell our data sets how far the run is."""
+        """Give our data sets the iteration."""
         self.trained = runner.iter + 1
         count_batches(self.trained)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Note the iterations; FlexibleRunner counts one too many when it saves after a validation."""
+        """Save the iteration; FlexibleRunner counts one too many when it saves after a validation."""
         checkpoint['meta']['iter'] = self.trained
 
     def after_train(self, runner: Any) -> None:
-        """Give the draws back to torch's generator."""
+        """Let later draws come from torch's generator again."""
         runner.message_hub.pop_info('step_seed')
 
 
 def _batches(loader: DataLoader, had: int) -> Iterator[Any]:
     """Batches without end, after as many empty ones as mmengine is going to skip."""
-    for _ in range(had):
-        yield None
+    yield from repeat(None, had)
     while True:
         batch = None
         for batch in loader:
             yield batch
         if batch is None:
-            raise OptionError('train_dataloader: sampler: it fills not one batch; expected InfiniteSampler.')
+            raise OptionError('train_dataloader: sampler: it does not fill one batch; expected InfiniteSampler.')
 
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Keeps what is no plain value out of checkpoints.
-
-    torch loads nothing else by default, and so neither mmengine nor we could resume from mmengine's checkpoints. The
-    curves in the logs are not affected.
-    """
+    """Keeps only plain values in checkpoints, as torch by default loads no others, so that runs can be resumed."""
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Reduce the message hub to its plain values."""
+        """Reduce the message hub to its plain values; curves in the logs are not affected."""
         info = checkpoint['message_hub']['runtime_info']
         plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in info.items()}
         kept = (str, int, float, bool, list, type(None))
@@ -106,11 +101,7 @@ class PlainCheckpointHook(Hook):
 
 @HOOKS.register_module()
 class PictureHook(Hook):
-    """Shows the first images of a validation, degraded, restored and clean, wherever the visualizer shows things.
-
-    Args:
-        images: How many.
-    """
+    """Shows the first ``images`` of a validation, degraded, restored and clean, in the run's visualizer."""
 
     def __init__(self, images: int = 5) -> None:
         self.images = images
@@ -126,11 +117,11 @@ class PictureHook(Hook):
 
 @OPTIM_WRAPPERS.register_module()
 class Bf16OptimWrapper(OptimWrapper):
-    """Lets the network work in bfloat16, on CPUs too, which mmengine's AmpOptimWrapper refuses."""
+    """Runs the network in bfloat16, on CPUs too, which mmengine's AmpOptimWrapper refuses."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Around the forward pass."""
+        """The context of the forward pass."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
@@ -138,17 +129,17 @@ class Bf16OptimWrapper(OptimWrapper):
 
 @STRATEGIES.register_module()
 class ResumableFSDPStrategy(FSDPStrategy):
-    """mmengine's FSDPStrategy, which names a GPU, and resumes with the arguments of torch 2.0 in their order."""
+    """mmengine's FSDPStrategy, made to work on CPUs, and to resume with the argument order of torch 2."""
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not torch.cuda.is_available():
             self.model_wrapper = {'device_id': torch.device('cpu'), **(self.model_wrapper or {})}
-            # torch takes a move from CPU to CPU for a copy, and saves one buffer under every name.
+            # Offloading from CPU to CPU copies nothing: torch would save one buffer under every name.
             self.optim_state_dict_config.offload_to_cpu = False
-        # torch's shares of the optimizer state do not know channels_last.
+        # Sharded optimizer states lose channels_last.
         return super()._wrap_model(model.to(memory_format=torch.contiguous_format))
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a whole optimizer state into the shares."""
+        """Load a full optimizer state into the shards."""
         self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
             self.model, self.optim_wrapper.optimizer, state_dict))

@@ -17,7 +17,7 @@ from basicsr.utils.logger import get_root_logger
 from torch import nn
 
 from rdbm_plugin.archs.checkpoint import read_parameters, read_safely
-from rdbm_plugin.config.atomic_write import PARTIAL, write_whole
+from rdbm_plugin.config.atomic_write import PARTIAL, write_atomically
 from rdbm_plugin.config.options import OptionError
 
 _STATE, _NETWORK = r'(\d+)\.state', r'net_\w+_(\d+)\.pth'
@@ -42,7 +42,7 @@ def save_atomically(content: Any, path: Path) -> None:
     # torch.save itself hides why a file could not be written.
     buffer = BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer(), lasting=True)
+    write_atomically(path, buffer.getbuffer(), lasting=True)
 
 
 def check_intact(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sequential samplers: first and second order, deterministic to posterior. Needs torch only."""
+"""The sequential sampler: first or second order, deterministic or stochastic. Needs torch only."""
 from __future__ import annotations
 
 import warnings
@@ -22,9 +22,9 @@ class Move(NamedTuple):
     step: Step
     noisy: bool
     curvature: float = 0.0
-    """Weight of the difference to the estimate before; 0: first order."""
+    """Weight of the difference to the previous estimate; 0: first order."""
     twice: bool = False
-    """Whether to evaluate at node s as well and step with the mean of both estimates."""
+    """Whether to evaluate at node s, too, and step with the mean of both estimates."""
 
 
 class BridgeSampler(Sampler):
@@ -36,24 +36,23 @@ class BridgeSampler(Sampler):
         sampler = BridgeSampler(bridge, steps=10)
         restored = sampler(network, mu).x0       # network(x_t, mu, t), images in [-1, 1]
 
-    Solvers of the deterministic flow, all with ``steps`` evaluations:
+    Solvers of the deterministic flow, all with an NFE of ``steps``:
 
     - ``euler``: Eq. 19 of RDBM (arXiv 2510.23116), first order; the only one for eta > 0.
-    - ``multistep_rho``, ``multistep_phi``: second order from the estimate before, taken as linear in log rho or in
+    - ``multistep_rho``, ``multistep_phi``: second order from the previous estimate, taken as linear in log rho or in
       arctan rho, rho = Theta / Sigma; see :meth:`ResidualBridge.curvature`.
-    - ``heun``: second order from two evaluations a step, so of half as many steps.
-    - ``mean_ode``: the posterior mean at every step, GOUB's mean-ODE (arXiv 2312.10299). It drops the noise of eta = 1
-      and with it the marginals: fewer details, higher PSNR for bridges with much noise.
+    - ``heun``: second order from two evaluations a step, in half as many steps.
+    - ``mean_ode``: the posterior mean at every step, GOUB's mean-ODE (arXiv 2312.10299). Without the noise of eta = 1
+      it does not keep the marginals: fewer details, higher PSNR for bridges with much noise.
 
-    The first step is of first order for all, and so is the last one into x0. The estimate at a pinned node T is not
-    used by the step after it, as the residual estimate jumps there: x_T = mu says nothing about the noise.
+    The first step and the last, into x0, are of first order. No step uses an earlier estimate of a pinned node T: the
+    estimate jumps there, as x_T = mu says nothing about the noise.
 
     Args:
-        bridge: The bridge to run backwards; also says what the network predicts.
+        bridge, start: See :class:`Sampler`.
         steps: Network evaluations (NFE), from 1 to T.
         eta: 0 deterministic (Eq. 19) ... 1 samples the posterior. With modulation 'residual' an eta > 0 is biased:
             it needs E[residual^2], the network gives E[residual]; a warning says so.
-        start: See :class:`Sampler`.
         solver: See above.
 
     Raises:
@@ -71,8 +70,8 @@ class BridgeSampler(Sampler):
         if self.eta > 0 and bridge.modulation == 'residual':
             warnings.warn("eta > 0 with modulation 'residual' is biased: the noise it adds needs E[residual^2], "
                           'the network estimates E[residual].', stacklevel=2)
-        # Heun's first and last step take one evaluation, those between two; an odd number leaves one for a step of
-        # first order before the last.
+        # Heun's first and last step take one evaluation, the others two; an odd NFE leaves one for another step of
+        # first order.
         self.nodes = bridge.nodes(steps if solver != 'heun' else min(steps, 2) + (steps - 1) // 2)
         self.plan = [self._move(i) for i in range(len(self.nodes) - 1)]
 
@@ -100,7 +99,7 @@ class BridgeSampler(Sampler):
             if keep_trajectory:
                 trajectory.append(self.point(move.t, z, residual, mu))
             step = move.step
-            # In place where the tensor is new: large images wait for memory.
+            # In place where the tensor is new: with large images, allocation costs time.
             moved = (z * step.z_weight).add_(residual, alpha=step.residual_weight)
             if move.twice:
                 moved = moved.add(estimate(moved, move.s) - residual, alpha=step.residual_weight / 2)

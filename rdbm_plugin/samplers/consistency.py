@@ -1,6 +1,6 @@
-"""Making estimates of x0 agree with what is known of it. Needs torch only.
+"""Data consistency: corrections of estimates of x0 by what is known of it. Needs torch only.
 
-Each function returns a callable for the ``consistency`` argument of a sampler. Images are in [-1, 1].
+Each function returns the ``consistency`` argument of a sampler. Images are in [-1, 1].
 """
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from rdbm_plugin.samplers.sampler import Consistency
 
 
 def known_pixels(mask: Tensor, image: Tensor) -> Consistency:
-    """Where ``mask`` is true, x0 is ``image``: inpainting.
-
-    Args:
-        mask: (N or 1, 1 or C, H, W), bool.
-        image: (N, C, H, W).
-    """
+    """Inpainting: x0 is ``image``, (N, C, H, W), where ``mask``, bool of (N or 1, 1 or C, H, W), is true."""
     return lambda x0: torch.where(mask, image, x0)
 
 
 def known_downsampling(image: Tensor, factor: int) -> Consistency:
-    """The means of x0 over blocks of ``factor`` x ``factor`` pixels are ``image``: super-resolution.
+    """Super-resolution: the means of x0 over blocks of ``factor`` x ``factor`` pixels are ``image``.
 
-    The nearest such x0 in least squares: the error of the means is added to all pixels of a block.
+    Gives the nearest such x0 in least squares: the error of a mean is added to all pixels of its block.
 
     Args:
         image: (N, C, H / factor, W / factor).
@@ -46,15 +41,15 @@ def known_downsampling(image: Tensor, factor: int) -> Consistency:
 
 
 def known_blur(image: Tensor, kernel: Tensor, noise_ratio: float = 1e-2) -> Consistency:
-    """x0 blurred by ``kernel`` is ``image``: non-blind deblurring.
+    """Non-blind deblurring: x0 blurred by ``kernel`` is ``image``.
 
-    The least-squares correction x0 + K* (image - K x0) / (|K|^2 + noise_ratio) in the Fourier domain, with the edges
-    continued periodically; frequencies that the kernel removes are left to the network.
+    The least-squares correction x0 + K* (image - K x0) / (|K|^2 + noise_ratio) in the Fourier domain, with periodic
+    edges; frequencies that the kernel removes are left to the network.
 
     Args:
         image: The blurred image, (N, C, H, W).
         kernel: (h, w) of odd h and w, sum 1, centred; not larger than the image.
-        noise_ratio: > 0; the larger, the less noise of ``image`` comes through and the less is corrected.
+        noise_ratio: > 0; the larger, the less is corrected, and the less noise of ``image`` comes through.
 
     Raises:
         OptionError: The kernel has an even side, or ``noise_ratio`` is not positive.

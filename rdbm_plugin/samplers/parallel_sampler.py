@@ -1,4 +1,4 @@
-"""All nodes of a trajectory at once, as a fixed point. Needs torch only."""
+"""The parallel sampler: all nodes of a trajectory at once, as a fixed point. Needs torch only."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,20 +14,19 @@ from rdbm_plugin.samplers.sampler import Sampler, SampleResult
 class ParallelSampler(Sampler):
     """The deterministic trajectory of Eq. 19 as the fixed point of one map, found by Anderson acceleration.
 
-    The states of all nodes are evaluated in one batch, the linear recursion through them gives new states, and the
-    last few rounds are combined so that the remaining change is least (Anderson 1965; for restoration by deep
-    equilibria see Cao et al., arXiv 2311.11600). After round k the first k states are exact whatever the network, so
-    that ``steps`` rounds give the sequential result, and most often far fewer do to ``tolerance``.
+    Each round evaluates the states of all nodes in one batch, the linear recursion gives new states, and the last few
+    rounds are combined to the least remaining change (Anderson 1965; for restoration by deep equilibria see Cao et
+    al., arXiv 2311.11600). After round k the first k states are exact for any network: ``steps`` rounds give the
+    sequential result, and far fewer usually reach ``tolerance``.
 
-    It takes fewer *rounds* than the sequential sampler but more evaluations, since every round evaluates all nodes
-    that are not exact yet: of use where the device has room for a batch of that size, slower on a CPU.
+    It takes fewer *rounds* than the sequential sampler but a larger NFE, since every round evaluates all nodes that
+    are not exact yet: useful where the device has room for such a batch, slower on a CPU.
 
     Args:
-        bridge: The bridge to run backwards.
+        bridge, start: See :class:`Sampler`.
         steps: Nodes of the trajectory, from 1 to T.
-        start: See :class:`Sampler`.
-        tolerance: The largest change of any pixel of any state, in units of the [-1, 1] range, at which it stops; 0:
-            go on until all states are exact.
+        tolerance: Largest change of any pixel of any state, in units of the [-1, 1] range, at which it stops; 0: only
+            when all states are exact.
         memory: Earlier rounds to combine; 0: plain fixed-point iteration.
 
     Raises:
@@ -54,18 +53,18 @@ class ParallelSampler(Sampler):
         kick = torch.zeros_like(mu)
         if self.bridge.pinned and self.start == 'stochastic' and jump.noise_weight > 0:
             kick = jump.noise_weight * self.bridge.modulate(residual, noise())
-        # Estimates at all nodes, (count, N, C, H, W); the first guess is that the network never changes its mind.
+        # Estimates at all nodes, (count, N, C, H, W), at first all equal.
         residuals = residual.expand(count, *mu.shape).clone()
         states = self._through(first, residuals, kick)
-        evaluations, history = 1, []
+        nfe, history = 1, []
         self.rounds = 1
         for exact in range(1, count):
-            # States up to this index are exact; those before it have been evaluated as such.
+            # States up to this index are exact, and the network has been evaluated at those before it.
             rest = states[exact:]
             node = torch.tensor(self.nodes[exact:-1]).repeat_interleave(len(mu))
             batch = (len(rest), *[1] * (mu.dim() - 1))
             residuals[exact:] = estimate(rest.flatten(0, 1), node, mu.repeat(batch)).view_as(rest)
-            evaluations += len(rest)
+            nfe += len(rest)
             self.rounds += 1
             moved = self._through(first, residuals, kick)
             change = (moved - states)[exact + 1:]
@@ -81,10 +80,10 @@ class ParallelSampler(Sampler):
         if keep_trajectory:
             trajectory = [self.point(t, states[i], residuals[i], mu) for i, t in enumerate(self.nodes[:-1])]
             trajectory.append(self.point(0, z, z, mu))
-        return SampleResult(mu + z, z, evaluations, trajectory)
+        return SampleResult(mu + z, z, nfe, trajectory)
 
     def _through(self, first: Tensor, residuals: Tensor, kick: Tensor) -> Tensor:
-        """The states at all nodes but 0 that the given estimates lead to, (count, N, C, H, W)."""
+        """The states at all nodes but 0 that follow from the estimates, (count, N, C, H, W)."""
         states = [first]
         for i, step in enumerate(self.steps[:-1]):
             z = step.z_weight * states[-1] + step.residual_weight * residuals[i]

@@ -1,4 +1,4 @@
-"""What all samplers share: estimates of the residual, noise by image, and results. Needs torch only."""
+"""Base of all samplers: estimates of the residual, noise of each image, results. Needs torch only."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from rdbm_plugin.config.options import OptionError, check_choice
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 Consistency = Callable[[Tensor], Tensor]
-"""Takes an estimate of x0, (N, C, H, W) in [-1, 1], and returns one that agrees with what is known of it."""
+"""Corrects an estimate of x0, (N, C, H, W) in [-1, 1], to agree with what is known of x0."""
 
 
 class TrajectoryPoint(NamedTuple):
@@ -24,41 +24,35 @@ class TrajectoryPoint(NamedTuple):
 
 
 class SampleResult(NamedTuple):
-    """What a sampler returns.
-
-    Attributes:
-        x0: Restored images, (N, C, H, W) in [-1, 1].
-        residual: x0 - mu, kept apart because adding it to the input elsewhere then leaves a pixel whose residual
-            is 0 bit-identical.
-        nfe: Number of network evaluations, of each image.
-        trajectory: The visited nodes from T downwards, if asked for, else empty.
-    """
+    """What a sampler returns."""
 
     x0: Tensor
+    """Restored images, (N, C, H, W) in [-1, 1]."""
     residual: Tensor
+    """x0 - mu: added to the input, it leaves pixels whose residual is 0 bit-identical."""
     nfe: int
+    """Network evaluations an image."""
     trajectory: list[TrajectoryPoint]
+    """The visited nodes from T downwards, if asked for, else empty."""
 
 
 class Sampler:
-    """Base of the samplers: reverse processes from a degraded image to its restoration.
+    """Reverse process from a degraded image to its restoration.
 
-    To add one, derive from this class, set ``nfe``, implement :meth:`sample`, and register the class in
-    SAMPLER_REGISTRY.
+    To add one, derive from this class, set ``nfe``, implement :meth:`sample`, and register it in SAMPLER_REGISTRY.
 
     Args:
-        bridge: The bridge to run backwards; also says what the network predicts.
-        start: How node T is left. At a pinned end, where x_T = mu holds no noise: ``mean``: without noise, near the
-            least squared error; ``stochastic``: with noise modulated by the first residual estimate. At a soft end:
-            whether x_T is the centre of the last marginal, or that with its noise; as pi = residual is not known
-            before the first estimate, there both are the same for it.
+        bridge: The bridge to run backwards; it also defines what the network predicts.
+        start: How node T is left. At a pinned end: ``mean``: without noise, near the least squared error;
+            ``stochastic``: with noise modulated by the first residual estimate. At a soft end x_T is the mean of the
+            last marginal or a sample of it; these are the same for pi = residual, not known before the first estimate.
 
     Raises:
         OptionError: An argument is out of its range.
     """
 
     nfe: int
-    """Network evaluations an image, or the least there can be."""
+    """Network evaluations an image, or the fewest possible."""
 
     def __init__(self, bridge: ResidualBridge, start: str = 'mean') -> None:
         self.bridge = bridge
@@ -71,11 +65,9 @@ class Sampler:
         Args:
             network: Called as network(x_t, mu, t) with t of shape (N,), int64, on the device of ``mu``.
             mu: Degraded images, (N, C, H, W) in [-1, 1].
-            seeds: One seed an image, so that an image's noise depends neither on the batch it is in nor on what ran
-                before; default: torch's global generator. Without effect where no noise is added.
+            seeds: One an image, whose noise then depends on nothing else; default: torch's global generator.
             keep_trajectory: Also return the state and the estimate at every node.
-            consistency: Called with every estimate of x0, returns one that agrees with what is known of x0; see
-                :mod:`rdbm_plugin.samplers.consistency`.
+            consistency: Corrects every estimate of x0; see :mod:`rdbm_plugin.samplers.consistency`.
 
         Raises:
             OptionError: There are not as many seeds as images.
@@ -83,7 +75,6 @@ class Sampler:
         if seeds is not None and len(seeds) != len(mu):
             raise OptionError(f'seeds: found {len(seeds)} for {len(mu)} images; expected one seed an image.')
         generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-
         images = len(mu)
 
         def noise() -> Tensor:
@@ -104,14 +95,8 @@ class Sampler:
 
     def sample(self, mu: Tensor, estimate: Callable[..., Tensor], noise: Callable[[], Tensor],
                keep_trajectory: bool) -> SampleResult:
-        """Run the reverse process.
-
-        Args:
-            mu: Degraded images, (N, C, H, W) in [-1, 1].
-            estimate: estimate(z, t) gives the residual from states z = x_t - centre at node t.
-            noise: Gives standard normal noise of the shape of ``mu``.
-            keep_trajectory: Whether the result shall hold the trajectory.
-        """
+        """Run the reverse process from ``mu``; ``estimate(z, t)`` gives the residual from states z = x_t - centre at
+        node t, ``noise()`` standard normal noise, both of the shape of ``mu``."""
         raise NotImplementedError
 
     def first_state(self, mu: Tensor, noise: Callable[[], Tensor]) -> Tensor:

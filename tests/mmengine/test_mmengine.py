@@ -15,8 +15,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, TASK_UTILS
 from mmengine.structures import BaseDataElement
 
 from rdbm_plugin import OptionError, RDBMUNet, Restorer
-from rdbm_plugin.archs.checkpoint import read_parameters
-from rdbm_plugin.archs.mmengine_layout import from_basicsr, to_basicsr
+from rdbm_plugin.archs.checkpoint import from_mmengine, read_parameters, to_mmengine
 from rdbm_plugin.bridge import FlowMatching
 from rdbm_plugin.mmengine.__main__ import main
 from rdbm_plugin.mmengine.launch import build_runner, read_config
@@ -127,18 +126,19 @@ def test_resumed_run_ends_bit_for_bit_as_the_whole_one(whole, tmp_path, workers)
 def test_two_ranks_with_half_a_batch_each_train_as_one_with_the_whole(tmp_path):
     """Their data differ, their weights do not, with DDP as with FSDP."""
     start = tmp_path / 'start.pth'
-    torch.save(from_basicsr(load(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth')), start)
+    torch.save(to_mmengine(read_parameters(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth', 'params_ema')), start)
     runner(tiny(tmp_path, more=SGD), tmp_path / 'one', load_from=str(start)).train()
-    one = to_basicsr(load(tmp_path / 'one/iter_2.pth'))['params']
-    assert largest_gap(one, to_basicsr(load(start))['params']) > 1e-4
+    one = from_mmengine(load(tmp_path / 'one/iter_2.pth'))['params']
+    assert largest_gap(one, from_mmengine(load(start))['params']) > 1e-4
     for base in ('rdbm_quickstart', 'rdbm_fsdp'):
         config = tiny(tmp_path, base, SGD)
         command(*LAUNCH, config, '--launcher', 'pytorch', '--work-dir', base, '--cfg-options', f'load_from={start}',
                 'train_dataloader.batch_size=7', cwd=tmp_path, env={'OMP_NUM_THREADS': '1'})
-        assert largest_gap(one, to_basicsr(load(tmp_path / base / 'iter_2.pth'))['params']) < 1e-5
+        assert largest_gap(one, from_mmengine(load(tmp_path / base / 'iter_2.pth'))['params']) < 1e-5
 
 
 def test_losses_are_those_under_basicsr():
+    import rdbm_plugin.registration  # noqa: F401
     from rdbm_plugin.models.rdbm_model import RDBMModel
     model = RDBMModel(training_options(['train:amp=none', 'manual_seed=5']))
     restorer = MODELS.build(Config.fromfile(QUICKSTART).model)
@@ -174,7 +174,7 @@ def test_bfloat16_on_a_cpu(tmp_path):
 def test_weights_go_to_basicsr_and_back(whole, tmp_path):
     made, folder, _ = whole
     checkpoint = load(folder / 'iter_4.pth')
-    converted = to_basicsr(checkpoint)
+    converted = from_mmengine(checkpoint)
     command(ROOT / 'scripts/convert_weights.py', folder / 'iter_4.pth', 'average.pth', cwd=tmp_path)
     command(ROOT / 'scripts/convert_weights.py', 'average.pth', 'start.pth', '--mmengine', cwd=tmp_path)
     assert largest_gap(read_parameters(tmp_path / 'average.pth'), converted['params_ema']) == 0
@@ -188,14 +188,14 @@ def test_weights_go_to_basicsr_and_back(whole, tmp_path):
         found = Restorer(folder / 'iter_4.pth', ROOT / 'options/train_rdbm_quickstart.yml', param_key=key, steps=2,
                          device='cpu')(photos)
         assert largest_gap(found, restorer.eval()(photos).clamp(0, 1)) < 1e-6
-    back = from_basicsr(converted)
+    back = to_mmengine(converted['params'], converted['params_ema'])
     assert largest_gap(back['state_dict'], checkpoint['state_dict']) == 0
-    assert largest_gap(to_basicsr(back), converted) == 0
-    torch.save(from_basicsr(converted['params']), tmp_path / 'back.pth')
+    assert largest_gap(from_mmengine(back), converted) == 0
+    torch.save(to_mmengine(converted['params']), tmp_path / 'back.pth')
     made.load_checkpoint(str(tmp_path / 'back.pth'), strict=True)
     assert largest_gap(made.model.network.state_dict(), converted['params']) == 0
     with pytest.raises(OptionError, match='expected a checkpoint of BridgeRestorer'):
-        to_basicsr(converted)
+        from_mmengine(converted)
 
 
 def test_batches_as_mmagic_has_them():
@@ -230,7 +230,7 @@ def test_bridge_network_loss_and_sampler_need_no_basicsr(tmp_path):
 
 def test_nothing_else_needs_mmengine(tmp_path):
     code = ("import runpy, sys; sys.modules['mmengine'] = None; import rdbm_plugin.registration; "
-            "import rdbm_plugin.archs.mmengine_layout; assert 'rdbm_plugin.registry' not in sys.modules; "
+            "import rdbm_plugin.archs.checkpoint; assert 'rdbm_plugin.registry' not in sys.modules; "
             "runpy.run_module('rdbm_plugin.mmengine', run_name='__main__')")
     process = command('-c', code, cwd=tmp_path, check=False)
     assert process.returncode == 2
