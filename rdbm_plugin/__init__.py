@@ -3,8 +3,6 @@
 ``import rdbm_plugin`` loads nothing but this file. The names below are imported on first use, and
 need torch but not BasicSR; ``import rdbm_plugin.registration`` puts them in BasicSR's registries.
 """
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,6 +1,4 @@
 """The ``rdbm`` command: dispatch only."""
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 

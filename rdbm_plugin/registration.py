@@ -6,8 +6,6 @@ An option file does it with one line, as BasicSR's YAML loader imports what the 
 
 A fork without registries finds them by its scans, in the files that ``rdbm doctor --install-into`` writes.
 """
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.util import find_spec
 

@@ -3,8 +3,6 @@
 mmengine imports this module itself when a config names the scope, as in ``type='rdbm_plugin.RDBMUNet'``: no
 ``custom_imports`` are needed. Bridges, samplers, our network and our loss need no BasicSR.
 """
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress

@@ -1,6 +1,4 @@
 """Tables, plots and pictures of what scripts/ablations.py measured."""
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

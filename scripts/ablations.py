@@ -2,8 +2,6 @@
 
 Called by ``python scripts/run_suite.py ablations``; see there.
 """
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -100,7 +98,7 @@ class Suite:
     scale: str
 
     @classmethod
-    def read(cls, path: Path, scale: str) -> Suite:
+    def read(cls, path: Path, scale: str) -> 'Suite':
         """Raises OptionError, naming what is wrong."""
         content = read_suite(path)
         check_choice('--scale', scale, content['scales'])

@@ -6,8 +6,6 @@
 What is compared runs in turn in one process, so that whatever else slows the machine hits both. Writes benchmark.json,
 and benchmark.png with matplotlib.
 """
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess

@@ -6,8 +6,6 @@ makes photos of 1280x720 from dead leaves in a temporary folder, their sub-image
 with two workers: by BasicSR's PairedImageDataset, by UniversalPairedDataset on the same files, and degraded on the
 fly. Prints images a second (median of the repeats, with their range) and writes loading.json.
 """
-from __future__ import annotations
-
 import json
 import statistics
 import sys

@@ -6,8 +6,6 @@
 restores the validation images of the option file with every solver at several numbers of evaluations, and with the
 parallel sampler, whose result is compared with the sequential one. Prints a table and writes samplers.json.
 """
-from __future__ import annotations
-
 import json
 import sys
 import time

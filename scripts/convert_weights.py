@@ -9,8 +9,6 @@
 Reads all that the plugin reads as weights, also checkpoints of mmengine and the files of IR-SDE and GOUB. The suffix of
 OUT decides what it writes.
 """
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser
 from pathlib import Path

@@ -4,8 +4,6 @@
 
 Files are stored as they are, under their path without suffix. Sub-folders stay part of the key.
 """
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser
 from io import BytesIO

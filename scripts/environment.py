@@ -1,6 +1,4 @@
 """Sets up .venv beside this repository with everything the plugin needs. Standard library only; used by the scripts."""
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -7,8 +7,6 @@ covers a held-out photo with rain and with snow, both without veil, and takes th
 2/255 as known, as a mask from elsewhere would say. Restores the rest without any retraining. Writes inpainting.png
 and prints the PSNR of both.
 """
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace

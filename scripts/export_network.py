@@ -13,8 +13,6 @@ metadata of an .onnx, the extra file "plan.json" of a .pt or .pt2. To sample::
         z = z_weight * z + residual_weight * network(mu + z, mu, t)
     x0 = mu + z
 """
-from __future__ import annotations
-
 import json
 import sys
 import warnings

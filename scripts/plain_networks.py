@@ -5,8 +5,6 @@
 al., arXiv 1812.01243) on all levels and full attention at the bottom. ``NafUNet``: blocks of NAFNet (Chen et al.,
 arXiv 2204.04676). Both take (x_t, mu, t) and give a residual.
 """
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import gcd
 

@@ -7,8 +7,6 @@ rnr.png (residual-to-noise ratio of the first file: one curve for pi = residual 
 (random paths of a damaged and of a clean pixel) and noise_map.png (where a photo gets how much noise; dark: none).
 Needs matplotlib.
 """
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, Namespace
 from importlib import import_module

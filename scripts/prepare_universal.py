@@ -6,8 +6,6 @@ writes datasets/universal/<task>/{train,val}/{gt,lq}, the parameters of every de
 parameters.jsonl, a picture overview.png, and says what to write into an option file. Started again, it goes on
 where it stopped. The same photos, settings and seed give the same files on any number of cores.
 """
-from __future__ import annotations
-
 import json
 import os
 import sys

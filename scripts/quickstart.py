@@ -2,8 +2,6 @@
 
     python3 scripts/quickstart.py [more arguments of rdbm train]
 """
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

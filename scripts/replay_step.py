@@ -5,8 +5,6 @@
 The dump is what RDBMModel writes when it ends a training (train: nonfinite_limit). Runs on the CPU, in float32 and,
 if the training used amp, in that precision too; needs no training data.
 """
-from __future__ import annotations
-
 import json
 import sys
 from argparse import ArgumentParser

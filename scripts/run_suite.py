@@ -13,8 +13,6 @@ iteration takes, and the length of the schedule follows from that.
 
 trains and measures the rows of ``options/suites/ablations.yml`` instead, side by side on the cores there are.
 """
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -2,8 +2,6 @@
 
     python3 scripts/run_tests.py [arguments of pytest instead]
 """
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

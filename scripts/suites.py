@@ -7,8 +7,6 @@
 
 A row's name is that of its experiment.
 """
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

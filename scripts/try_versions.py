@@ -6,8 +6,6 @@ Needs the interpreters python3.10 ... on PATH or in --pythons, 7 GB of disk at a
 Python 3.13 and later BasicSR cannot be built: --checkout names the folder of one (that basicsr/ lies in) instead.
 Standard library only.
 """
-from __future__ import annotations
-
 import json
 import os
 import platform

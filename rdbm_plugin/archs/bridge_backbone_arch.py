@@ -1,6 +1,4 @@
 """Any network in BasicSR's registry as the network of a bridge. Needs BasicSR."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,6 +1,4 @@
 """Reads and writes weights of networks; what a pickle might hold is never run. Needs torch, at times safetensors."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError

@@ -1,6 +1,4 @@
 """Cost of a network. Needs torch only."""
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

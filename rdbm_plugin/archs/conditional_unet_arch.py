@@ -3,8 +3,6 @@
 Structure and names of parameters are those of DenoisingUNet_arch.py and module_util.py in the public code
 (github.com/Algolzw/image-restoration-sde, github.com/Hammour-steak/ECDB), so that its weights fit.
 """
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,6 +1,4 @@
 """Precision of a network's computations. Needs torch only."""
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

@@ -1,6 +1,4 @@
 """The restoration network of the bridge. Needs torch only."""
-from __future__ import annotations
-
 import math
 
 import torch

@@ -2,8 +2,6 @@
 
 Files are read, not run, so a code base need not be importable.
 """
-from __future__ import annotations
-
 import ast
 import difflib
 import hashlib

@@ -3,8 +3,6 @@
 None of them changes what BasicSR does for other models. All act in the process of our own command only, except
 :func:`provide_functional_tensor`, which adds a module that would otherwise be missing.
 """
-from __future__ import annotations
-
 import atexit
 import ctypes
 import os

@@ -3,8 +3,6 @@
 Forks such as NAFNet, Restormer and Retinexformer keep BasicSR 1.2's layout: ``basicsr/models/archs`` and no registries;
 a class is looked for by its name in every module of a folder that ends in ``_arch``, ``_model`` or ``_dataset``.
 """
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Mapping

@@ -1,6 +1,4 @@
 """The one list of what the plugin registers: BasicSR's registry -> 'module:name' of each entry. Needs torch only."""
-from __future__ import annotations
-
 from rdbm_plugin.bridge import BRIDGES
 from rdbm_plugin.samplers import SAMPLERS
 

@@ -2,8 +2,6 @@
 
 Its tag then stands for the plugin's version, as everywhere. No other tag is let in, and reading runs no code.
 """
-from __future__ import annotations
-
 import yaml
 
 from rdbm_plugin import __version__

@@ -1,6 +1,4 @@
 """Bridges between a degraded image mu and its clean image x0. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

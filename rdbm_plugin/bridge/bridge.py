@@ -1,6 +1,4 @@
 """The residual diffusion bridge: its marginals, its conversions and its steps. Needs torch only."""
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

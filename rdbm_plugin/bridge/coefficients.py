@@ -8,8 +8,6 @@ the stationary variance. For two nodes s < t (s nearer x0), ``d`` = theta_bar_{s
 allowed, the bridge has a soft end: it stops before its pin. ``flat`` is the limit of no mean reversion at constant
 lambda * rate: sinh(x) becomes x, the OU bridge a Brownian one.
 """
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

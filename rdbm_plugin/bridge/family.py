@@ -4,8 +4,6 @@ Each docstring gives the mapping and where the published code differs. Variances
 those published for images in [0, 1] are four times as large here. ``timesteps``, ``schedule`` and ``prediction`` are as
 for ResidualBridge.
 """
-from __future__ import annotations
-
 import math
 
 import torch

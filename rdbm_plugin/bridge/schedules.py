@@ -1,6 +1,4 @@
 """Rates of the bridge: ``theta[i]`` is that between nodes i and i+1; node 0 is x0, node T is mu. Needs torch only."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

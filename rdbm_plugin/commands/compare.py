@@ -1,6 +1,4 @@
 """``rdbm compare``: any BasicSR models and finished results, on the same images, by the same protocol."""
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,6 +1,4 @@
 """``rdbm doctor``: checks an option file, its data, the installation and the code base, and can mend the code base."""
-from __future__ import annotations
-
 import json
 import platform
 import sys

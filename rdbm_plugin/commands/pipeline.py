@@ -3,8 +3,6 @@ resumption. Needs BasicSR.
 
 BasicSR's functions are replaced in the process of our command only, and do for other models what they always did.
 """
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence

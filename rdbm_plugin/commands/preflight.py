@@ -1,6 +1,4 @@
 """Checks a whole option file, of any model, before anything is built or written. Needs BasicSR."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial

@@ -1,6 +1,4 @@
 """``rdbm restore``: restores image files with trained weights, without ground truth."""
-from __future__ import annotations
-
 import glob
 import sys
 import warnings

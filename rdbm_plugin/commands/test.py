@@ -1,6 +1,4 @@
 """``rdbm test``: BasicSR's test with the plugin registered, for one or several numbers of network evaluations."""
-from __future__ import annotations
-
 import json
 import sys
 from argparse import ArgumentParser

@@ -1,6 +1,4 @@
 """``rdbm train``: BasicSR's training with the plugin registered, where BasicSR's own script cannot run."""
-from __future__ import annotations
-
 from pathlib import Path
 
 from rdbm_plugin.basicsr_host import compat, lookup

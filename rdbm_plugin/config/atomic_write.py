@@ -1,6 +1,4 @@
 """Atomic writes: a file is replaced completely or not at all. Needs the standard library only."""
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 Nothing runs but the import of the plugin that a file names.
 """
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Mapping, MutableMapping, Sequence

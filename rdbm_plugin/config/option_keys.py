@@ -1,6 +1,4 @@
 """The keys of an option file, block by block, and what may stand there. Needs the standard library only."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath

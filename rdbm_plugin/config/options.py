@@ -1,6 +1,4 @@
 """Turning option blocks into objects, with errors that name the key. Needs the standard library only."""
-from __future__ import annotations
-
 import difflib
 import inspect
 import math

@@ -1,6 +1,4 @@
 """Where clean images come from: folders, LMDBs, photos that packages ship, or dead leaves."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Protocol

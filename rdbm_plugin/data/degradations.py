@@ -9,8 +9,6 @@ light with shot and read noise after Foi et al. (IEEE TIP 2008); camera-shake ke
 Boracchi & Foi (IEEE TIP 2012); rain and snow as bright, motion-blurred layers over the scene plus a veil after
 Garg & Nayar (IJCV 2007) and Liu et al. (Snow100K, IEEE TIP 2018).
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +35,7 @@ class Rain:
     veil: float
 
     @classmethod
-    def draw(cls, rng: Generator) -> Rain:
+    def draw(cls, rng: Generator) -> 'Rain':
         """1-3 layers, density 0.2-1 %, length 9-27, angle +-0.6, strength 0.5-0.9, veil 0-0.12."""
         return cls(int(rng.integers(1, 4)), rng.uniform(0.002, 0.01), rng.uniform(9, 27), rng.uniform(-0.6, 0.6),
                    rng.uniform(0.5, 0.9), rng.uniform(0, 0.12))
@@ -69,7 +67,7 @@ class LowLight:
     blue: float
 
     @classmethod
-    def draw(cls, rng: Generator) -> LowLight:
+    def draw(cls, rng: Generator) -> 'LowLight':
         """gain 0.03-0.2 (log-uniform), gamma 2-2.4, shot 0-1e-3, read 0-4e-3, red and blue 0.85-1.15."""
         return cls(float(np.exp(rng.uniform(np.log(0.03), np.log(0.2)))), rng.uniform(2.0, 2.4),
                    rng.uniform(0, 1e-3), rng.uniform(0, 4e-3), rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15))
@@ -94,7 +92,7 @@ class Snow:
     veil: float
 
     @classmethod
-    def draw(cls, rng: Generator) -> Snow:
+    def draw(cls, rng: Generator) -> 'Snow':
         """density 0.05-0.4 %, radius 1.5-4, motion 1-7, any angle, opacity 0.7-1, veil 0-0.2."""
         return cls(rng.uniform(5e-4, 4e-3), rng.uniform(1.5, 4), rng.uniform(1, 7), rng.uniform(0, np.pi),
                    rng.uniform(0.7, 1), rng.uniform(0, 0.2))
@@ -129,7 +127,7 @@ class Haze:
     objects: int
 
     @classmethod
-    def draw(cls, rng: Generator) -> Haze:
+    def draw(cls, rng: Generator) -> 'Haze':
         """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.02, slope 0-0.8 (farther at the top), relief 0-0.5,
         0-3 objects.
 
@@ -169,7 +167,7 @@ class Blur:
     wander: float
 
     @classmethod
-    def draw(cls, rng: Generator) -> Blur:
+    def draw(cls, rng: Generator) -> 'Blur':
         """A quarter defocus of diameter 3-7; else shake of extent 5-15 with wander 0-0.5."""
         if rng.random() < 0.25:
             return cls(True, rng.uniform(3, 7), 0.0)
@@ -190,7 +188,7 @@ class Intact:
     """No damage: what a network needs to see to leave good photos as they are."""
 
     @classmethod
-    def draw(cls, rng: Generator) -> Intact:
+    def draw(cls, rng: Generator) -> 'Intact':
         """Nothing is drawn."""
         return cls()
 

@@ -1,6 +1,4 @@
 """Encoded images by name, from a folder or an LMDB, and their decoding."""
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import suppress

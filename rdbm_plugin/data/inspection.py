@@ -1,6 +1,4 @@
 """Looking at every image of a data set before training does."""
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,6 +1,4 @@
 """Writing LMDBs that BasicSR reads."""
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path
@@ -42,7 +40,7 @@ class LmdbWriter:
         self._lines: dict[str, str] = {}
         self._pending: dict[str, bytes] = {}
 
-    def __enter__(self) -> LmdbWriter:
+    def __enter__(self) -> 'LmdbWriter':
         self._environment = lmdb.open(str(self._partial), map_size=self._map_size, readahead=False)
         return self
 

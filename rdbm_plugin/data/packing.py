@@ -1,6 +1,4 @@
 """What all data sets share: the keys that BasicSR adds to their block, turning, and the form of an item."""
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import signal

@@ -1,6 +1,4 @@
 """Which degraded image belongs to which clean one: the pairing rules of restoration data sets."""
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath

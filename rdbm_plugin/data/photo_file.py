@@ -1,6 +1,4 @@
 """Reading and writing of users' photos: bit depth, alpha, orientation and colour profile survive."""
-from __future__ import annotations
-
 import contextlib
 import struct
 import warnings
@@ -43,7 +41,7 @@ class Photo:
     alpha: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     profile: bytes | None = None
 
-    def with_rgb(self, rgb: NDArray[np.float32]) -> Photo:
+    def with_rgb(self, rgb: NDArray[np.float32]) -> 'Photo':
         """The same with other colours, (H, W, 3) in [0, 1], in the bit depth of this."""
         top = np.iinfo(self.rgb.dtype).max
         return replace(self, rgb=np.rint(np.clip(rgb, 0, 1) * top).astype(self.rgb.dtype))

@@ -1,6 +1,4 @@
 """Any BasicSR data set in an order that can be gone on with in the middle of an epoch, augmentations included."""
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import Any

@@ -1,6 +1,4 @@
 """Clean photos in, pairs of five restoration tasks out, degraded on the fly."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

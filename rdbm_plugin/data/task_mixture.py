@@ -1,6 +1,4 @@
 """The order of training data of several tasks: a pure function of seed, rank and place, for any number of workers."""
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,7 +19,7 @@ from rdbm_plugin.data.packing import BASICSR_KEYS, end_workers_at_exit, leave_si
 WEIGHT_PERIOD = 1000
 """Samples in which weights are met exactly."""
 
-training_sets: weakref.WeakSet[MixedDataset] = weakref.WeakSet()
+training_sets: 'weakref.WeakSet[MixedDataset]' = weakref.WeakSet()
 """The training data sets that exist in this process."""
 
 

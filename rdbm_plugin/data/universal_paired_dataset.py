@@ -1,6 +1,4 @@
 """Pairs of several restoration tasks from folders or LMDBs, mixed in exact shares."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,6 +1,4 @@
 """Running a comparison from test sets to tables, pictures and page. Needs BasicSR."""
-from __future__ import annotations
-
 import json
 import traceback
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,4 @@
 """What restoring an image costs: parameters, multiply-adds, time and memory. Needs torch only."""
-from __future__ import annotations
-
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -68,7 +66,7 @@ class PeakMemory:
         self.device = device
         self.mib: float | None = None
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> 'PeakMemory':
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)

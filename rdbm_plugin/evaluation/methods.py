@@ -1,6 +1,4 @@
 """Where the restored pictures of a comparison come from: option files of any BasicSR model, or folders."""
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,6 +1,4 @@
 """The page of a comparison: one file that works from the file system, offline."""
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping, Sequence

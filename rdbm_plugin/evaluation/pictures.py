@@ -1,6 +1,4 @@
 """Tables and pictures of results. Images are RGB, (H, W, 3) uint8."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 They stand in BasicSR's METRIC_REGISTRY and take what BasicSR gives: BGR images, (H, W, 3) uint8, restored and clean.
 All take ``crop_border``, pixels left out at each side, and BasicSR's ``better`` (``higher`` or ``lower``).
 """
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any

@@ -1,6 +1,4 @@
 """Scores of a test: image by image, their means, and the files that they are written to."""
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -52,13 +50,13 @@ class SetScore:
     evaluations: float
 
     @classmethod
-    def of(cls, scores: Sequence[ImageScore]) -> SetScore:
+    def of(cls, scores: Sequence[ImageScore]) -> 'SetScore':
         """Of the images of a set."""
         return cls(len(scores), _means([each.restored for each in scores]), _means([each.degraded for each in scores]),
                    float(np.median([each.seconds for each in scores])), float(np.mean([s.evaluations for s in scores])))
 
     @classmethod
-    def average(cls, sets: Iterable[SetScore]) -> SetScore:
+    def average(cls, sets: 'Iterable[SetScore]') -> 'SetScore':
         """Every set counts the same, however many images it has."""
         sets = list(sets)
         return cls(sum(each.images for each in sets), _means([each.restored for each in sets]),

@@ -1,6 +1,4 @@
 """Scores of restored images by BasicSR's metrics and ours. Needs BasicSR."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,4 @@
 """Tables of a comparison: console, CSV, Markdown and LaTeX."""
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

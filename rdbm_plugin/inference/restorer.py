@@ -6,8 +6,6 @@
     restore = Restorer()                     # the weights that come with the package
     clean = restore(photo)                   # numpy (H, W, 3) or tensor (3, H, W)
 """
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path

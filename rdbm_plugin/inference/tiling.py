@@ -1,6 +1,4 @@
 """Networks that see large images tile by tile. Needs torch only."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import product

@@ -1,6 +1,4 @@
 """The random numbers of a training step, from seed, iteration and place in the batch of all ranks. Needs torch only."""
-from __future__ import annotations
-
 import random
 
 import numpy as np

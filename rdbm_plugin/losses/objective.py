@@ -1,6 +1,4 @@
 """The training objective of a bridge's network, for any training loop. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +28,7 @@ class States(NamedTuple):
     mean_weight: Tensor
     """Mean of the loss's weights over all samples of all ranks, ()."""
 
-    def part(self, rows: Any) -> States:
+    def part(self, rows: Any) -> 'States':
         """Some of the samples."""
         return States(*(tensor[rows] if tensor.dim() else tensor for tensor in self))
 

@@ -1,6 +1,4 @@
 """The loss of the bridge. Needs torch only."""
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from rdbm_plugin.bridge import PREDICTIONS, ResidualBridge

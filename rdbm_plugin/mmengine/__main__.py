@@ -1,6 +1,4 @@
 """``python -m rdbm_plugin.mmengine CONFIG``: train under mmengine."""
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 

@@ -1,6 +1,4 @@
 """Training under mmengine from the command line: one process, torchrun or Slurm, on GPUs or CPUs. Needs mmengine."""
-from __future__ import annotations
-
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Metrics of BasicSR as metrics of mmengine. Needs both."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,6 +1,4 @@
 """RDBM as a model of mmengine, for training and restoring with any of its runners. Needs mmengine."""
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from os import path as osp

@@ -1,6 +1,4 @@
 """Hooks, an optimizer wrapper and a strategy for training under mmengine. Needs mmengine."""
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat

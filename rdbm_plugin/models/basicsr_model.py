@@ -1,6 +1,4 @@
 """The base of RDBMModel: BasicSR's SRModel, also where BasicSR is a fork that has a BaseModel alone."""
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Any
 

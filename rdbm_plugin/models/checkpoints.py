@@ -2,8 +2,6 @@
 
 Needs torch; BasicSR for its log.
 """
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence

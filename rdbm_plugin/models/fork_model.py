@@ -1,6 +1,4 @@
 """RDBMModel for forks of BasicSR from before its registries; needs one. See :mod:`rdbm_plugin.basicsr_host.lookup`."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

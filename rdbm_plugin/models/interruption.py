@@ -1,6 +1,4 @@
 """Stopping a run between two iterations when it is asked to: Ctrl-C, kill, or the end of a Slurm job's time."""
-from __future__ import annotations
-
 import signal
 import threading
 from time import monotonic

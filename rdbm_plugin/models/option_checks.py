@@ -1,6 +1,4 @@
 """What RDBMModel demands of its options, checked before anything is built. Needs BasicSR."""
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,4 @@
 """The processes that share a run, and what they do together. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import chain, zip_longest

@@ -3,8 +3,6 @@
 RDBMModel answers to BasicSR's training, validation and test loops, and hands the work to the parts that it holds: a
 training step, checkpoints, progress, interruption, validator.
 """
-from __future__ import annotations
-
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping

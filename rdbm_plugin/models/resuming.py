@@ -1,6 +1,4 @@
 """What a run has to remember so that it goes on exactly where it stopped. Needs torch only."""
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,6 +1,4 @@
 """What to do about a step whose loss or gradient is not finite: report its batch, and end a training that is lost."""
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,4 @@
 """The loss of each task for the log. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -2,8 +2,6 @@
 
 Knows nothing of BasicSR's loop, files or validation. Needs torch; BasicSR for the guard's log.
 """
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite

@@ -1,6 +1,4 @@
 """Restoring and scoring data sets on all ranks, with tables and pictures. Needs BasicSR."""
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path

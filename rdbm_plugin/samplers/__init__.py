@@ -1,6 +1,4 @@
 """Reverse processes of the bridges. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

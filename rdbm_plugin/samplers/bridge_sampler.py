@@ -1,6 +1,4 @@
 """The sequential sampler: first or second order, deterministic or stochastic. Needs torch only."""
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple

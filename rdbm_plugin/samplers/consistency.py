@@ -2,8 +2,6 @@
 
 Each function returns the ``consistency`` argument of a sampler. Images are in [-1, 1].
 """
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

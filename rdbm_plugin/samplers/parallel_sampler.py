@@ -1,6 +1,4 @@
 """The parallel sampler: all nodes of a trajectory at once, as a fixed point. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,6 +1,4 @@
 """Base of all samplers: estimates of the residual, noise of each image, results. Needs torch only."""
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
