@@ -25,7 +25,7 @@ from prepare_universal import tiles
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rdbm_plugin.data.clean_sources import DeadLeaves
+from rdbm_plugin.data.dead_leaves import DeadLeaves
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import to_float
 

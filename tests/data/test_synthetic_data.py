@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.data.clean_sources import EMBEDDED, PACKAGED, DeadLeaves, open_clean
+from rdbm_plugin.data.clean_sources import EMBEDDED, PACKAGED, open_clean
+from rdbm_plugin.data.dead_leaves import DeadLeaves
 from rdbm_plugin.data.degradations import TASKS
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 
