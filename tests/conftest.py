@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from socket import socket
 from unittest.mock import patch
 
 import pytest
@@ -24,15 +25,16 @@ TINY = {  # the smallest run that does everything
 
 
 class WarmPython:
-    """Runs commands in forks of a Python that has imported torch and BasicSR; see warm_python.py."""
+    """Runs commands in forks of a Python that has imported torch, or BasicSR and ours as well; see warm_python.py."""
 
-    def __init__(self):
-        self.server = None
+    def __init__(self, imports):
+        self.imports, self.server, self.ended, self.count = imports, None, {}, 0
 
     def start(self):
-        self.folder = tempfile.mkdtemp(prefix='rdbm_commands_')
-        self.server = subprocess.Popen([sys.executable, ROOT / 'tests/warm_python.py'], text=True, cwd=self.folder,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+        self.folder = Path(tempfile.mkdtemp(prefix='rdbm_commands_'))
+        self.server = subprocess.Popen([sys.executable, ROOT / 'tests/warm_python.py', self.imports], text=True,
+                                       cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       env=environment())
         atexit.register(self.stop)
         assert self.server.stdout.readline() == 'ready\n'
 
@@ -41,18 +43,47 @@ class WarmPython:
         self.server.wait()
         shutil.rmtree(self.folder)
 
-    def run(self, arguments, cwd, env, path):
+    def answer(self, key):
+        """The next answer with this key; those of processes that end meanwhile are kept."""
+        while True:
+            answer = json.loads(self.server.stdout.readline())
+            if 'ended' in answer:
+                self.ended[answer['ended']] = answer['status']
+            if key in answer:
+                return answer
+
+    def launch(self, arguments, cwd, env=None, file_size=None):
+        """Start a command; ``file_size``: bytes beyond which none of its files may grow."""
         if self.server is None:
             self.start()
-        output = Path(self.folder, 'output')
-        request = {'arguments': arguments, 'cwd': str(cwd), 'env': env, 'path': path, 'output': str(output)}
+        self.count += 1
+        env = dict(env or {})
+        path = [entry for entry in env.pop('PYTHONPATH', '').split(os.pathsep) if entry]
+        output = self.folder / f'{self.count}.output'
+        request = {'arguments': [*map(str, arguments)], 'cwd': str(cwd), 'env': {**env, 'PYTHONPATH': os.pathsep.join(
+            [*path, str(ROOT)])}, 'path': path, 'output': str(output), 'file_size': file_size}
         self.server.stdin.write(json.dumps(request) + '\n')
         self.server.stdin.flush()
-        status = json.loads(self.server.stdout.readline())
-        return subprocess.CompletedProcess(arguments, status, output.read_text(encoding='utf-8', errors='replace'))
+        return Running(self, self.answer('started')['started'], output, request['arguments'])
 
 
-WARM = WarmPython()
+class Running:
+    """A command that has been started; it leads a process group of its own."""
+
+    def __init__(self, python, pid, output, arguments):
+        self.python, self.pid, self.output, self.arguments = python, pid, output, arguments
+
+    def text(self):
+        return self.output.read_text(encoding='utf-8', errors='replace') if self.output.exists() else ''
+
+    def wait(self):
+        """The finished process with its output."""
+        while self.pid not in self.python.ended:
+            self.python.answer('ended')
+        return subprocess.CompletedProcess(self.arguments, self.python.ended.pop(self.pid), self.text())
+
+
+WARM, COOL = WarmPython('all'), WarmPython('torch')
 
 
 def environment(env=None):
@@ -65,23 +96,33 @@ def environment(env=None):
 def command(*arguments, cwd, env=None, check=True, fresh=False):
     """Run python with ``arguments``, the plugin on its path, and return the finished process with its output.
 
-    It is a new Python if it shall be ``fresh``, if it is not ours that is run, or if it finds another BasicSR; else a
-    fork of one that has imported what it needs.
+    It is a fork of a Python that has imported torch, BasicSR and ours, or torch alone where it shall be ``fresh``, runs
+    code of a test, or finds another BasicSR. What torchrun starts are Pythons of their own.
     """
     arguments = [*map(str, arguments)]
-    path = [entry for entry in (env or {}).get('PYTHONPATH', '').split(os.pathsep) if entry]
-    ours = arguments[0].startswith(str(ROOT / 'scripts')) or arguments[:2] in (
-        ['-m', 'rdbm_plugin'], ['-m', 'rdbm_plugin.mmengine'])
-    other_basicsr = any(Path(folder, 'basicsr').exists() for folder in (cwd, *path))
-    if ours and not (fresh or other_basicsr):
-        own = {key: value for key, value in (env or {}).items() if key != 'PYTHONPATH'}
-        process = WARM.run(arguments, cwd, own, path)
-    else:
-        process = subprocess.run([sys.executable, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, timeout=600, env=environment(env))
+    folders = [cwd, *(env or {}).get('PYTHONPATH', '').split(os.pathsep)]
+    fresh = fresh or '-c' in arguments or any(Path(folder, 'basicsr').exists() for folder in folders if folder)
+    process = (COOL if fresh else WARM).launch(arguments, cwd, env).wait()
     if check and process.returncode != 0:
         pytest.fail(f'{arguments} ended with {process.returncode}:\n{process.stdout[-6000:]}')
     return process
+
+
+def two_ranks(*arguments, cwd, env=None, check=True):
+    """Run two processes of one job, as torchrun starts them; returns the first one's with the output of both."""
+    with socket() as found:
+        found.bind(('', 0))
+        port = found.getsockname()[1]
+    job = {**(env or {}), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost',
+           'MASTER_PORT': str(port)}
+    started = [WARM.launch(arguments, cwd, {**job, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}) for rank in (0, 1)]
+    processes = [each.wait() for each in started]
+    failed = [process for process in processes if process.returncode]
+    first = subprocess.CompletedProcess(arguments, failed[0].returncode if failed else 0,
+                                        ''.join(process.stdout for process in processes))
+    if check and failed:
+        pytest.fail(f'{arguments} ended with {first.returncode}:\n{first.stdout[-6000:]}')
+    return first
 
 
 LOADER = 'from yaml import CLoader as Loader'

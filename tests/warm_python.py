@@ -1,77 +1,94 @@
-"""A Python that has imported torch and BasicSR, and forks itself for every command that it is given.
+"""A Python that has imported torch, and BasicSR if wanted, and forks itself for every command that it is given.
+
+    python tests/warm_python.py torch|all
 
 Starting Python takes five seconds and more of imports; a fork takes none, and is as separate from all others as a
 process of its own: it begins as this one, which has run nothing, and ends as any other Python. Reads requests from
-standard input, one JSON object a line, and answers each with the exit status.
+standard input, one JSON object a line. Answers each with the process number, and later with its exit status.
 """
 import json
 import os
+import resource
 import runpy
+import select
 import signal
 import sys
-import time
-
-TIMEOUT = 600
+import warnings
 
 
-def imports():
-    """What commands and scripts of ours import sooner or later."""
-    import matplotlib.figure  # noqa: F401
+def imports(what):
+    """``torch``: nothing of BasicSR or ours, so that any order and any BasicSR is still possible; ``all``: both."""
+    import cv2  # noqa: F401
     import torch
-    import torch.utils.tensorboard
-
-    import rdbm_plugin.commands.compare
-    import rdbm_plugin.commands.doctor
-    import rdbm_plugin.commands.pipeline
-    import rdbm_plugin.commands.restore
-    import rdbm_plugin.commands.test
-    import rdbm_plugin.commands.train
-    import rdbm_plugin.evaluation.comparison  # noqa: F401
+    import torchvision.transforms.functional  # noqa: F401
     torch.set_num_threads(1)
+    if what == 'all':
+        import matplotlib.figure  # noqa: F401
+        import torch.utils.tensorboard
+
+        import rdbm_plugin.commands.compare
+        import rdbm_plugin.commands.doctor
+        import rdbm_plugin.commands.pipeline
+        import rdbm_plugin.commands.restore
+        import rdbm_plugin.commands.test
+        import rdbm_plugin.commands.train
+        import rdbm_plugin.evaluation.comparison  # noqa: F401
 
 
 def become(request):
     """Turn this process into the one that was asked for, and return when its program has ended."""
+    os.setsid()
     os.chdir(request['cwd'])
     output = os.open(request['output'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number, handle in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
         os.dup2(handle, number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        signal.signal(number, handler)
     os.environ.update(request['env'])
+    if request['file_size']:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request['file_size'],) * 2)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     first, *rest = request['arguments']
+    if first == '-W':
+        warnings.simplefilter(rest[0])
+        first, *rest = rest[1:]
     if first == '-m':
-        module, *rest = rest
         sys.path[:0] = [request['cwd'], *request['path']]
-        sys.argv = [module, *rest]
-        runpy.run_module(module, run_name='__main__', alter_sys=True)
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name='__main__', alter_sys=True)
+    elif first == '-c':
+        sys.path[:0] = [request['cwd'], *request['path']]
+        sys.argv = ['-c', *rest[1:]]
+        exec(compile(rest[0], '<string>', 'exec'), {'__name__': '__main__'})
     else:
-        sys.path[:0] = [os.path.dirname(first), *request['path']]
+        sys.path[:0] = [os.path.dirname(os.path.abspath(first)), *request['path']]
         sys.argv = [first, *rest]
         runpy.run_path(first, run_name='__main__')
 
 
-def wait(child):
-    """Its exit status as subprocess gives it; one that does not end is killed."""
-    until = time.monotonic() + TIMEOUT
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
-
-
 def main():
-    imports()
+    imports(sys.argv[1])
+    # Tests' own folder, which Python puts there.
+    del sys.path[0]
     print('ready', flush=True)
-    for line in iter(sys.stdin.buffer.readline, b''):
-        child = os.fork()
-        if not child:
-            # What is raised here ends the process as it would end any Python, exit handlers included.
-            become(json.loads(line))
-            return
-        print(json.dumps(wait(child)), flush=True)
+    children = set()
+    while True:
+        if select.select([sys.stdin.buffer.raw], [], [], 0.01)[0]:
+            line = sys.stdin.buffer.raw.readline()
+            if not line:
+                return
+            child = os.fork()
+            if not child:
+                # What is raised here ends the process as it would end any Python, exit handlers included.
+                become(json.loads(line))
+                return
+            children.add(child)
+            print(json.dumps({'started': child}), flush=True)
+        for child in list(children):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                children.remove(child)
+                print(json.dumps({'ended': child, 'status': os.waitstatus_to_exitcode(status)}), flush=True)
 
 
 if __name__ == '__main__':

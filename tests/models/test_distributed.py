@@ -9,7 +9,7 @@ from socket import socket
 
 import pytest
 import torch
-from conftest import ROOT, command, forced, short
+from conftest import ROOT, WARM, command, forced, short, two_ranks
 from test_durability import RUNS, differences, file, what_remains  # noqa: F401
 
 LAUNCH = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
@@ -17,9 +17,8 @@ ONE_THREAD = {'OMP_NUM_THREADS': '1'}
 
 
 def steps(folder, name, samples, parts, *more, ranks=1):
-    launch = LAUNCH if ranks == 2 else ()
-    process = command(*launch, ROOT / 'tests/two_ranks.py', name, samples, parts, 'SGD', 'l2', *more, cwd=folder,
-                      env=dict(ONE_THREAD))
+    run = two_ranks if ranks == 2 else command
+    process = run(ROOT / 'tests/two_ranks.py', name, samples, parts, 'SGD', 'l2', *more, cwd=folder)
     return torch.load(folder / name, weights_only=True), process.stdout
 
 
@@ -59,7 +58,7 @@ def test_two_ranks_stop_together_and_go_on_bit_for_bit(file, tmp_path):  # noqa:
     for name in ('whole', 'stopped'):
         (tmp_path / name).mkdir()
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    subprocess.run(launched(file, {}), cwd=whole, env=environment, check=True, timeout=300, capture_output=True)
+    two_ranks(*launched(file, {})[5:], cwd=whole)
     with open(stopped / 'output', 'w') as output:
         process = subprocess.Popen(launched(file, {}), cwd=stopped, env=environment, stdout=output,
                                    stderr=subprocess.STDOUT)
@@ -70,9 +69,7 @@ def test_two_ranks_stop_together_and_go_on_bit_for_bit(file, tmp_path):  # noqa:
         assert process.wait(60) != 0
     end = re.search(r'Stopped by SIGTERM after iteration (\d+); saved until (\d+)', (stopped / 'output').read_text())
     assert end[1] == end[2]
-    process = subprocess.run(launched(file, {}, '--auto_resume'), cwd=stopped, env=environment, check=True, timeout=300,
-                             capture_output=True, text=True)
-    assert f'iter: {end[1]}.' in process.stdout + process.stderr
+    assert f'iter: {end[1]}.' in two_ranks(*launched(file, {}, '--auto_resume')[5:], cwd=stopped).stdout
     assert differences(what_remains(whole), what_remains(stopped)) == []
 
 
@@ -119,17 +116,17 @@ def test_slurm_launcher_works_without_gpus(file, tmp_path):  # noqa: F811
     """Two tasks as srun starts them, with what Slurm puts into their environment."""
     (tmp_path / 'scontrol').write_text('#!/bin/sh\n[ "$*" = "show hostnames node1" ] && echo localhost\n')
     (tmp_path / 'scontrol').chmod(0o755)
-    line = [sys.executable, '-m', 'rdbm_plugin', 'train', '-opt', str(file), '--launcher', 'slurm',
+    line = ['-m', 'rdbm_plugin', 'train', '-opt', str(file), '--launcher', 'slurm',
             *forced({**RUNS, **short(4), 'val:val_freq': 4})]
     with socket() as found:
         found.bind(('', 0))
         port = found.getsockname()[1]
-    tasks = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={
-        **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), **ONE_THREAD,
-        'SLURM_PROCID': str(rank), 'SLURM_NTASKS': '2', 'SLURM_NODELIST': 'node1', 'MASTER_PORT': str(port)})
-        for rank in (0, 1)]
-    outputs = [task.communicate(timeout=120)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], outputs
+    tasks = [WARM.launch(line, tmp_path, {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_PROCID': str(rank), 'SLURM_NTASKS': '2',
+        'SLURM_NODELIST': 'node1', 'MASTER_PORT': str(port)}) for rank in (0, 1)]
+    processes = [task.wait() for task in tasks]
+    outputs = [process.stdout for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
     assert 'world_size: 2' in outputs[0] and 'iter:       4,' in outputs[0] and 'iter:' not in outputs[1]
 
 

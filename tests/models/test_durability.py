@@ -2,17 +2,14 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, command, forced, short
+from conftest import ROOT, TINY, WARM, command, forced, short
 from test_training import RUN, own_file, weights
 
 from rdbm_plugin.commands.pipeline import load_resume_state
@@ -32,24 +29,22 @@ def file(tmp_path_factory):
 
 
 def line(file, changes, *extra):
-    return [sys.executable, '-m', 'rdbm_plugin', 'train', '-opt', str(file), *extra, *forced({**RUNS, **changes})]
+    return ['-m', 'rdbm_plugin', 'train', '-opt', str(file), *extra, *forced({**RUNS, **changes})]
 
 
 def train(file, folder, *extra, **changes):
-    return command(*line(file, changes, *extra)[1:], cwd=folder).stdout
+    return command(*line(file, changes, *extra), cwd=folder).stdout
 
 
 def break_off(file, folder, words, number, group=False, **changes):
     """Train until the output holds ``words``, send the process or its group a signal, return status and output."""
-    with open(folder / 'output', 'w+') as output:
-        process = subprocess.Popen(line(file, changes), cwd=folder, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
-        until = time.monotonic() + 120
-        while words not in (folder / 'output').read_text() and time.monotonic() < until:
-            time.sleep(0.01)
-        (os.killpg if group else os.kill)(process.pid, number)
-        status = process.wait(60)
-    return status, (folder / 'output').read_text()
+    running = WARM.launch(line(file, changes), folder)
+    until = time.monotonic() + 120
+    while words not in running.text() and time.monotonic() < until:
+        time.sleep(0.01)
+    (os.killpg if group else os.kill)(running.pid, number)
+    process = running.wait()
+    return process.returncode, process.stdout
 
 
 def what_remains(folder):
@@ -244,7 +239,7 @@ def test_no_worker_keeps_a_run_from_ending(file, tmp_path, mode):
     (tmp_path / 'own.yml').write_text(text.replace('model_type: RDBMModel', 'model_type: FailingModel'))
     (tmp_path / 'failing.py').write_text(FAILING)
     begin = time.monotonic()
-    process = command(*line('own.yml', changes)[1:], cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, check=False)
+    process = command(*line('own.yml', changes), cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, check=False)
     assert process.returncode == 1 and 'RuntimeError: as intended' in process.stdout
     assert time.monotonic() - begin < 60
 
@@ -265,10 +260,7 @@ class FailingModel(RDBMModel):
 def test_disk_that_is_full_costs_no_checkpoint_and_no_training(file, half):
     """No file may grow beyond 1 MiB: writing fails in the middle of each, as on a full disk."""
     kept = (half / RUN / 'models/net_g_6.pth').read_bytes()
-    process = subprocess.run(
-        line(file, {'logger:save_checkpoint_freq': 1}, '--auto_resume'), cwd=half, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=300, env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)))
+    process = WARM.launch(line(file, {'logger:save_checkpoint_freq': 1}, '--auto_resume'), half, file_size=2**20).wait()
     warned = re.findall(r'Iteration (\d+) could not be saved: .*File too large', process.stdout)
     assert warned == ['7', '8', '9', '10', '11', '12']
     assert re.findall(r'iter: +(\d+), lr', process.stdout) == warned

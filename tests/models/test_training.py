@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, command, forced, rdbm, short
+from conftest import ROOT, TINY, command, forced, rdbm, short, two_ranks
 
 QUICK = 'train_rdbm_quickstart.yml'
 RUN = 'experiments/train_rdbm_quickstart'
@@ -233,6 +233,6 @@ ranks.part()
 def test_losses_of_tasks_are_the_same_on_every_rank(tmp_path):
     """Two real processes; one saw task b, the other did not, and neither c."""
     (tmp_path / 'ranks.py').write_text(RANKS)
-    command('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'ranks.py', cwd=tmp_path)
+    two_ranks(tmp_path / 'ranks.py', cwd=tmp_path)
     logs = [(tmp_path / f'rank{rank}.txt').read_text() for rank in (0, 1)]
     assert logs[0] == logs[1] == "{'l_a': 1.3333333333333333, 'l_b': 5.0} {}"
