@@ -1,6 +1,10 @@
-"""Sets up .venv and runs the linter and the tests: files side by side, then the tests that measure time.
+"""Sets up .venv and runs the linter and the tests: side by side, then those that measure time.
 
-    python3 scripts/run_tests.py [arguments of pytest instead]
+    python3 scripts/run_tests.py             # under 8 minutes on two cores, and 2 to set up
+    python3 scripts/run_tests.py --slow      # the proofs at length as well: series of kills, long fuzzing, a 4K image
+    python3 scripts/run_tests.py ARGUMENTS   # of pytest, instead
+
+Other versions of Python, torch and the like: scripts/try_versions.py.
 """
 import os
 import shutil
@@ -28,11 +32,14 @@ def main() -> int:
     """Run all and return the first status that is not 0."""
     python = str(prepare('test'))
     install_browser()
+    given = sys.argv[1:]
+    slow, less = given == ['--slow'], '' if given == ['--slow'] else ' and not slow'
     processes = str(max(2, min(4, os.cpu_count() or 1)))
-    rounds = [sys.argv[1:]] if sys.argv[1:] else [['-m', 'not alone', '-n', processes, '--dist', 'loadfile'],
-                                                  ['-m', 'alone']]
+    rounds = [given] if given and not slow else [
+        ['-m', f'not alone{less}', '-n', processes, '--dist', 'worksteal'], ['-m', f'alone{less}']]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **({'RDBM_FUZZ': '10'} if slow else {})}
     for command in (['ruff', 'check', '.'], *(['pytest', *arguments] for arguments in rounds)):
-        status = subprocess.run([python, '-m', *command], cwd=ROOT).returncode
+        status = subprocess.run([python, '-m', *command], cwd=ROOT, env=environment).returncode
         if status:
             return status
     return 0

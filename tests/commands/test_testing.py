@@ -3,12 +3,13 @@ import csv
 import importlib.util
 import json
 import re
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, command, rdbm
+from conftest import ROOT, command, rdbm, two_ranks
 
 NO_PYIQA = pytest.mark.skipif(importlib.util.find_spec('pyiqa') is not None, reason='pyiqa is installed')
 FILE = 'test_rdbm_universal.yml'
@@ -71,11 +72,13 @@ def without_time(row):
     return {key: value for key, value in row.items() if key != 'seconds'}
 
 
-def torchrun(ranks, cwd, changes, check=True):
+def job(ranks, cwd, changes, check=True):
+    """A test on so many ranks, as torchrun starts them."""
     entries = [f'{key}={value}' for key, value in {**SHIPPED, **changes}.items()]
-    return command('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', '-m', 'rdbm_plugin',
-                   'test', '-opt', ROOT / 'options' / FILE, '--launcher', 'pytorch', '--force_yml', *entries, cwd=cwd,
-                   env={'OMP_NUM_THREADS': '1'}, check=check)
+    run = partial(two_ranks, cwd=cwd) if ranks == 2 else partial(command, cwd=cwd)
+    launcher = ['--launcher', 'pytorch'] if ranks == 2 else []
+    return run('-m', 'rdbm_plugin', 'test', '-opt', ROOT / 'options' / FILE, *launcher, '--force_yml', *entries,
+               check=check)
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def test_two_ranks_give_what_one_gives_to_the_last_digit(three_photos, tmp_path)
     folders = []
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
-        torchrun(ranks, tmp_path / str(ranks), {**changes, 'val:sampler:eta': 1.0, 'bridge:modulation': 'one'})
+        job(ranks, tmp_path / str(ranks), {**changes, 'val:sampler:eta': 1.0, 'bridge:modulation': 'one'})
         folders.append(tmp_path / str(ranks) / 'results/test_rdbm_universal')
     one, two = ([without_time(row) for row in read(folder / 'images.csv')] for folder in folders)
     assert len(one) == 15 and one == two
@@ -108,7 +111,7 @@ def test_two_ranks_give_what_one_gives_to_the_last_digit(three_photos, tmp_path)
 
 def test_an_image_that_fails_on_one_rank_ends_all_ranks_with_its_name(three_photos, tmp_path):
     (three_photos / 'b.png').write_bytes((three_photos / 'b.png').read_bytes()[:-30])
-    process = torchrun(2, tmp_path, {f'datasets:test_{i}:dataroot_gt': three_photos for i in range(1, 6)}, check=False)
+    process = job(2, tmp_path, {f'datasets:test_{i}:dataroot_gt': three_photos for i in range(1, 6)}, check=False)
     assert process.returncode != 0
     assert 'b.png: not a readable image: it is truncated' in process.stdout and 'rank 1 failed' in process.stdout
 
@@ -131,7 +134,7 @@ distributed.destroy_process_group()
 
 def test_ranks_wait_longer_for_a_validation_than_the_time_out_of_training(tmp_path):
     (tmp_path / 'slow.py').write_text(SLOW)
-    command('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'slow.py', cwd=tmp_path)
+    two_ranks(tmp_path / 'slow.py', cwd=tmp_path)
     assert [(tmp_path / f'rank{rank}.txt').read_text() for rank in (0, 1)] == ['0a 1a 0b'] * 2
 
 

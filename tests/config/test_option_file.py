@@ -1,5 +1,6 @@
 """Option files and changes to them are read as plain data, and anything at all gets an error of ours or none."""
 import io
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from rdbm_plugin.data.photo_file import read_photo
 
 QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
 TEXT = QUICK.read_text(encoding='utf-8')
-FUZZ = settings(max_examples=5000, deadline=None, database=None, derandomize=True,
+LONG = int(os.environ.get('RDBM_FUZZ', '1'))
+"""So many times as many examples as in short."""
+FUZZ = settings(max_examples=500 * LONG, deadline=None, database=None, derandomize=True,
                 suppress_health_check=list(HealthCheck))
 
 
@@ -171,7 +174,7 @@ def test_fuzzing_the_reader(content):
 LINES = TEXT.splitlines(keepends=True)
 
 
-@settings(FUZZ, max_examples=1000)
+@settings(FUZZ, max_examples=100 * LONG)
 @given(st.data())
 def test_fuzzing_the_checks(check, data):
     """The quickstart file with some lines cut, doubled, indented otherwise or given another value."""

@@ -44,7 +44,8 @@ def test_shipped_weights_leave_good_photos_almost_untouched(photos):
     assert min(psnr(restore(each['gt']), each['gt']) for each in photos['derain']) >= 38
 
 
-@pytest.mark.parametrize('task', ['derain', 'lowlight', 'dehaze'])
+@pytest.mark.parametrize('task', ['lowlight', *(pytest.param(task, marks=pytest.mark.slow)
+                                                for task in ('derain', 'dehaze'))])
 def test_tiles_cost_less_than_0_05_db(restore, photos, task):
     tiled = Restorer(device='cpu', steps=2, tile=128)
     for each in photos[task]:
@@ -260,6 +261,7 @@ def test_unwritable_output_is_named(run, tmp_path):
     assert status == 1 and 'cannot be written' in text and (tmp_path / 'file').read_text() == 'in the way'
 
 
+@pytest.mark.slow
 def test_a_4k_image_takes_at_most_1_gib(tmp_path):
     """With variant L on a CPU, above the interpreter with all modules. Tiles after the second are not evaluated."""
     code = f'''

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import ROOT, command, training_options
+from conftest import ROOT, command, training_options, two_ranks
 
 pytest.importorskip('mmengine')
 
@@ -36,7 +36,6 @@ SGD = '''
 train_cfg = dict(max_iters=2, val_interval=2)
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.1))
 '''
-LAUNCH = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'rdbm_plugin.mmengine')
 
 
 def tiny(folder, base='rdbm_quickstart', more=''):
@@ -132,8 +131,8 @@ def test_two_ranks_with_half_a_batch_each_train_as_one_with_the_whole(tmp_path):
     assert largest_gap(one, from_mmengine(load(start))['params']) > 1e-4
     for base in ('rdbm_quickstart', 'rdbm_fsdp'):
         config = tiny(tmp_path, base, SGD)
-        command(*LAUNCH, config, '--launcher', 'pytorch', '--work-dir', base, '--cfg-options', f'load_from={start}',
-                'train_dataloader.batch_size=7', cwd=tmp_path, env={'OMP_NUM_THREADS': '1'})
+        two_ranks('-m', 'rdbm_plugin.mmengine', config, '--launcher', 'pytorch', '--work-dir', base, '--cfg-options',
+                  f'load_from={start}', 'train_dataloader.batch_size=7', cwd=tmp_path)
         assert largest_gap(one, from_mmengine(load(tmp_path / base / 'iter_2.pth'))['params']) < 1e-5
 
 
@@ -146,7 +145,7 @@ def test_losses_are_those_under_basicsr():
     restorer.network.load_state_dict(model.net_g.state_dict())
     batch = {'lq': torch.rand(4, 3, 16, 16), 'gt': torch.rand(4, 3, 16, 16)}
     hub = MessageHub.get_instance('losses')
-    hub.update_info_dict({'step_seed': model.seed, 'iter': 6})
+    hub.update_info_dict({'step_seed': model.progress.seed, 'iter': 6})
     loss = restorer(**restorer.data_preprocessor(batch), mode='loss')['loss_pix']
     hub.pop_info('step_seed')
     model.feed_data(batch)
