@@ -5,7 +5,6 @@ Called by ``python scripts/run_suite.py ablations``; see there.
 import json
 import os
 import re
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from ablation_report import CLEAN, write_report
-from suites import changes_of, read_suite, rows_of
+from suites import changes_of, in_process, read_suite, rows_of
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -252,18 +251,14 @@ def run(row: Row, sets: Mapping[str, Any], args: Namespace, threads: int) -> str
     if before and (before['sets'] != sets or set(before['restored']) != set(map(label, row.samplers or [ONCE]))):
         row.scores.unlink()
     log = args.out / 'logs' / f'{row.experiment}.log'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    training = ['-m', 'rdbm_plugin', 'train', '-opt', str(row.file), '--auto_resume', '--force_yml', *row.changes]
-    measuring = [str(Path(__file__)), '--suite', str(args.suite), '--scale', args.scale, '--rows', row.name, '--seeds',
-                 str(row.seed), *(['--force_yml', *args.force_yml] if args.force_yml else [])]
-    environment = {**os.environ, **({'OMP_NUM_THREADS': str(threads)} if threads else {}),
-                   'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))}
-    for done, command in ((row.weights, training), (row.scores, measuring)):
+    training = ['train', '-opt', row.file, '--auto_resume', '--force_yml', *row.changes]
+    measuring = ['--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed,
+                 *(['--force_yml', *args.force_yml] if args.force_yml else [])]
+    for done, target, command in ((row.weights, 'rdbm_plugin.__main__:main', training),
+                                  (row.scores, 'ablations:measure_main', measuring)):
         if done.is_file():
             continue
-        with log.open('a', encoding='utf-8') as file:
-            status = subprocess.run([sys.executable, *command], env=environment, stdout=file,
-                                    stderr=subprocess.STDOUT).returncode
+        status = in_process(target, command, log, threads)
         if status or not done.is_file():
             return f'ended with status {status}; see {log}'
     return None
@@ -303,7 +298,3 @@ def measure_main() -> int:
     for row in suite.rows(args.rows, args.seeds, args.force_yml):
         measure(row, suite.content['sets'], device)
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(measure_main())

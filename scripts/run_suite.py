@@ -16,13 +16,12 @@ trains and measures the rows of ``options/suites/ablations.yml`` instead, side b
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from suites import is_suite, read_suite, rows_of, write_row
+from suites import in_process, is_suite, read_suite, rows_of, write_row
 from tqdm import tqdm
 
 from rdbm_plugin.commands import pipeline
@@ -58,12 +57,7 @@ def written(file: str, args: Namespace) -> list[str]:
 
 def rdbm(*command: str, log: Path | None = None) -> int:
     """Run ``rdbm ...``; its output goes to ``log`` if there is one."""
-    line = [sys.executable, '-m', 'rdbm_plugin', *command]
-    if log is None:
-        return subprocess.run(line).returncode
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('a', encoding='utf-8') as file:
-        return subprocess.run(line, stdout=file, stderr=subprocess.STDOUT).returncode
+    return in_process('rdbm_plugin.__main__:main', command, log)
 
 
 def length(iterations: int) -> list[str]:

@@ -8,7 +8,11 @@
 A row's name is that of its experiment.
 """
 import json
+import multiprocessing
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +72,36 @@ def write_row(suite: Path, name: str, row: Mapping[str, Any], folder: Path, forc
     text = yaml.safe_dump(json.loads(json.dumps(options)), sort_keys=False, allow_unicode=True)
     path.write_text(f'# Row {name} of {suite.name}.\n{PLUGIN}{text}', encoding='utf-8')
     return path
+
+
+def in_process(target: str, words: Sequence[str], log: Path | None = None, threads: int = 0) -> int:
+    """Call ``module:function`` in a process of its own, and return its exit status.
+
+    Args:
+        target: Takes its arguments from the command line and returns the status.
+        words: The command line.
+        log: File that its output is added to; default: that of this process.
+        threads: Of torch; 0: as many as it likes.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context('forkserver' if 'forkserver' in methods else 'spawn')
+    # Imported once, and not for every training again.
+    context.set_forkserver_preload(['rdbm_plugin.commands.pipeline'])
+    process = context.Process(target=_enter, args=(target, [*map(str, words)], log, threads))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def _enter(target: str, words: list[str], log: Path | None, threads: int) -> None:
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+    if threads:
+        import torch
+        torch.set_num_threads(threads)
+    module, name = target.split(':')
+    sys.argv = [module, *words]
+    sys.exit(getattr(import_module(module), name)())

@@ -320,7 +320,7 @@ def test_warning_of_a_worker_reaches_the_log_once(many, capfd):
     assert capfd.readouterr().err.count('033.png') == 1
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_too_many_bad_images_end_training(many, workers):
     options = one_task(many)
     dataset = made(0, options)

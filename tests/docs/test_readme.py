@@ -1,19 +1,15 @@
 """What the README shows works as written."""
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('code', re.findall(r'```python\n(.*?)```', README, re.S))
 def test_python_runs(code, tmp_path):
-    process = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
-                             env={'PYTHONPATH': str(ROOT)})
-    assert process.returncode == 0, process.stderr
+    command('-c', code, cwd=tmp_path)
 
 
 def test_files_that_it_names_exist():

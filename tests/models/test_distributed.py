@@ -92,7 +92,8 @@ class DyingModel(RDBMModel):
 
 
 @pytest.mark.parametrize(('how', 'words'), [
-    ("raise RuntimeError('no more data on this node')", 'no more data on this node'),
+    pytest.param("raise RuntimeError('no more data on this node')", 'no more data on this node',
+                 marks=pytest.mark.slow),
     ('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL')])
 def test_rank_that_dies_ends_the_job_within_a_minute(file, tmp_path, how, words):  # noqa: F811
     (tmp_path / 'dying.py').write_text(DYING.replace('HOW', how))

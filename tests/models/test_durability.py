@@ -317,10 +317,10 @@ def test_basicsrs_own_data_set_is_gone_on_with_within_an_epoch(file, prepared, t
 
 @pytest.mark.parametrize(('kills', 'length'), [(4, 40), pytest.param(30, 220, marks=pytest.mark.slow)])
 def test_kills_at_any_moment_cost_nothing(file, tmp_path, kills, length):
-    """Every second one comes while a checkpoint or state is being written."""
+    """Every second one comes while a file is being written."""
     changes = {**{key: value for key, value in RUNS.items() if 'val_' not in key}, 'logger:keep_best': '~',
-               **short(length), 'logger:save_checkpoint_freq': 1, 'logger:keep_last': 2, 'logger:use_tb_logger': 'false',
-               'datasets:train:batch_size_per_gpu': 2, 'logger:print_freq': 50}
+               **short(length), 'logger:save_checkpoint_freq': 1, 'logger:keep_last': 2,
+               'logger:use_tb_logger': 'false', 'datasets:train:batch_size_per_gpu': 2, 'logger:print_freq': 50}
     own = Path(tmp_path / 'own.yml')
     own.write_text(re.sub(r'  val_\d: .*\n|\nval:\n(  .*\n)+', '', Path(file).read_text()))
     changes = {key: value for key, value in changes.items() if not key.startswith('val:')}
