@@ -73,10 +73,10 @@ class AnySize(nn.Module):
 
     def forward(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """(N, C, H, W) both and (N,) int64 -> (N, C, H, W)."""
-        told = [whole_context(self.network.context, x_t, mu)] if isinstance(self.network, RDBMUNet) else []
+        context = [whole_context(self.network.context, x_t, mu)] if isinstance(self.network, RDBMUNet) else []
         padded = pad(torch.cat([x_t, mu], dim=1), self.network.stride).chunk(2, dim=1)
         # No slices: whether these are contiguous would depend on the size.
-        return self.network(*padded, t, *told).index_select(2, places(rows(mu))).index_select(3, places(columns(mu)))
+        return self.network(*padded, t, *context).index_select(2, places(rows(mu))).index_select(3, places(columns(mu)))
 
 
 def whole_context(context: Context, x_t: Tensor, mu: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ def whole_context(context: Context, x_t: Tensor, mu: Tensor) -> Tensor:
     std = std.clamp(min=DARKEST)
     fine = context.near(pad(standardise(torch.cat([x_t, mu], dim=1), mean[:, 0], std[:, 0]), 8, STRIP))
     coarse = context.far(fine)
-    told = [*windows(torch.cat([fine, fine.square()], dim=1), WINDOW // 4, STRIP // 4, most),
+    features = [*windows(torch.cat([fine, fine.square()], dim=1), WINDOW // 4, STRIP // 4, most),
             *windows(torch.cat([coarse, coarse.square()], dim=1), WINDOW // 8, STRIP // 8, most), mean, std.log()]
-    return torch.cat([mean, std, context.out(torch.cat(told, dim=1))], dim=1)
+    return torch.cat([mean, std, context.out(torch.cat(features, dim=1))], dim=1)
 
 
 def rows(x: Tensor) -> Tensor:

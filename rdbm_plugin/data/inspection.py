@@ -137,12 +137,12 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
                           + (' and will be enlarged' if made else '') + f': {names(small)}')
 
 
-def inspect_data(datasets: Mapping[str, Mapping[str, Any]], told: Iterable[str] = ()) -> Iterator[Finding]:
+def inspect_data(datasets: Mapping[str, Mapping[str, Any]], given: Iterable[str] = ()) -> Iterator[Finding]:
     """Findings on all dataset blocks of an option file, and on images that training and validation share.
 
     Args:
         datasets: The ``datasets:`` block.
-        told: Messages that have been given already.
+        given: Messages that have been given already.
     """
     seen: dict[str, dict[str, str]] = {'train': {}, 'val': {}}
     for phase, dataset in datasets.items():
@@ -155,7 +155,7 @@ def inspect_data(datasets: Mapping[str, Mapping[str, Any]], told: Iterable[str] 
                 for task in open_tasks(dataset):
                     yield from inspect_pairs(task, f'{where}: {task.name}', dataset, side)
         except OptionError as error:
-            if not any(str(error) in message for message in told):
+            if not any(str(error) in message for message in given):
                 yield Finding('error', where, str(error))
     shared = seen['train'].keys() & seen['val'].keys()
     if shared:

@@ -1,4 +1,4 @@
-"""Tables and pictures of results. Images are RGB, (H, W, 3) uint8."""
+"""Pictures and plots of results. Images are RGB, (H, W, 3) uint8. Needs torch, OpenCV; matplotlib for plots."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,27 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Picture = NDArray[np.uint8]
-
-
-def gain_table(scores: Mapping[str, tuple[float | None, float]], metric: str) -> str:
-    """A text table with one row a data set and their average.
-
-    Args:
-        scores: Data set -> (score of the degraded input, None without ground truth; score of the restoration).
-        metric: Name for the heading.
-    """
-    rows = dict(scores)
-    if len(scores) > 1:
-        degraded, restored = zip(*scores.values())
-        rows['average'] = (None if None in degraded else float(np.mean(degraded)), float(np.mean(restored)))
-    width = max(map(len, [*rows, metric]))
-    digits = 2 if max(restored for _, restored in rows.values()) >= 2 else 4
-    lines = [f'{metric:<{width}}  degraded  restored     gain']
-    for name, (degraded, restored) in rows.items():
-        before = ' ' * 8 if degraded is None else f'{degraded:8.{digits}f}'
-        gain = '' if degraded is None else f'{restored - degraded:+9.{digits}f}'
-        lines.append(f'{name:<{width}}  {before}  {restored:8.{digits}f}{gain}')
-    return '\n'.join(lines)
 
 
 def to_picture(image: Tensor) -> Picture:
@@ -41,20 +20,17 @@ def picture_grid(rows: Mapping[str, Sequence[Picture]], columns: Sequence[str], 
     """Rows of pictures scaled to one height, with the row's name at its left and the columns' names above."""
     band, gap = 24, 4
     scaled = {name: [_scale(picture, height) for picture in row] for name, row in rows.items()}
-    widths = [max(row[i].shape[1] for row in scaled.values()) for i in range(len(columns))]
-    left = 12 + max(_text_width(name) for name in rows)
-    canvas = np.full((band + len(rows) * (height + gap), left + sum(widths) + gap * len(widths), 3), 255, np.uint8)
+    widths = [gap + max(row[i].shape[1] for row in scaled.values()) for i in range(len(columns))]
+    left = 12 + max(cv2.getTextSize(name, *_FONT, 1)[0][0] for name in rows)
+    starts = [left + sum(widths[:i]) for i in range(len(columns))]
+    canvas = np.full((band + len(rows) * (height + gap), left + sum(widths), 3), 255, np.uint8)
+    for x, column in zip(starts, columns):
+        _write(canvas, column, x + 2, 17)
     for line, (name, row) in enumerate(scaled.items()):
         top = band + line * (height + gap)
         _write(canvas, name, 6, top + height // 2)
-        x = left
-        for width, picture in zip(widths, row):
+        for x, picture in zip(starts, row):
             canvas[top:top + height, x:x + picture.shape[1]] = picture
-            x += width + gap
-    x = left
-    for width, column in zip(widths, columns):
-        _write(canvas, column, x + 2, 17)
-        x += width + gap
     return canvas
 
 
@@ -89,10 +65,6 @@ def plot_sweep(path: Path, rows: Sequence[Mapping[str, float]], columns: Sequenc
 
 
 _FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
-
-
-def _text_width(text: str) -> int:
-    return cv2.getTextSize(text, *_FONT, 1)[0][0]
 
 
 def _write(canvas: Picture, text: str, x: int, y: int) -> None:

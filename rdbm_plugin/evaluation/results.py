@@ -98,6 +98,17 @@ def aligned(table: Table) -> str:
     return '\n'.join('  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
 
 
+def gain_table(sets: Mapping[str, SetScore], metric: str) -> str:
+    """Degraded, restored and gain of each set and of their average, for the console."""
+    rows = with_average(sets)
+    places = digits(each.restored[metric] for each in rows.values())
+    table = [[metric, 'degraded', 'restored', 'gain']]
+    for name, each in rows.items():
+        before, after = each.degraded[metric], each.restored[metric]
+        table.append([name, f'{before:.{places}f}', f'{after:.{places}f}', f'{after - before:+.{places}f}'])
+    return aligned(table)
+
+
 def markdown(table: Table) -> str:
     """A table as GitHub shows it; the first column is text, the others are numbers."""
     rule = ['---', *['---:'] * (len(table[0]) - 1)]

@@ -27,7 +27,7 @@ class TiledNetwork:
     It takes the place of the network in a sampler, so that tiles are blended at every step: all of them go on from
     one common state, which leaves no seams. Images that fit into one tile are passed on as they are.
 
-    A network with a method ``context(x_t, mu)`` is told in every tile what the whole image is like, by a fourth
+    A network with a method ``context(x_t, mu)`` gets in every tile what the whole image is like, as a fourth
     argument, ``context``.
 
     Args:
@@ -54,12 +54,12 @@ class TiledNetwork:
             out = self.network(x_t, mu, t)
             self.progress(1.0)
             return out
-        told = {'context': self.network.context(x_t, mu)} if hasattr(self.network, 'context') else {}
+        given = {'context': self.network.context(x_t, mu)} if hasattr(self.network, 'context') else {}
         out = torch.zeros_like(mu)
         rows, columns = (blending(length, self.tile, self.overlap) for length in (height, width))
         for (top, row), (left, column) in product(rows, columns):
             part = (..., slice(top, top + len(row)), slice(left, left + len(column)))
-            out[part] += self.network(x_t[part], mu[part], t, **told) * (row[:, None] * column).to(mu)
+            out[part] += self.network(x_t[part], mu[part], t, **given) * (row[:, None] * column).to(mu)
             self.progress(1 / (len(rows) * len(columns)))
         return out
 

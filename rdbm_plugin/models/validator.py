@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from rdbm_plugin.evaluation import pictures, scoring
-from rdbm_plugin.evaluation.results import ImageScore, SetScore, write_results
+from rdbm_plugin.evaluation.results import ImageScore, SetScore, gain_table, write_results
 from rdbm_plugin.models.checkpoints import surviving
 from rdbm_plugin.models.ranks import Ranks
 
@@ -126,9 +126,7 @@ class Validator:
         sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
         evaluations = SetScore.average(sets.values()).evaluations
         for metric in next(reversed(sets.values())).restored:
-            table = pictures.gain_table({dataset: (each.degraded[metric], each.restored[metric])
-                                         for dataset, each in sets.items()}, metric)
-            logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{table}')
+            logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{gain_table(sets, metric)}')
         path = Path(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
         self._write_picture(pictures.picture_grid(self.examples, columns)[:, :, ::-1], path)
