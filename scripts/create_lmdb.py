@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb, same_stems
-from rdbm_plugin.data.lmdb_writer import LmdbWriter
+from rdbm_plugin.data.lmdb_writer import write_lmdb
 
 
 def create(folder: str | Path, target: str | Path, check: bool = True) -> int:
@@ -30,17 +30,18 @@ def create(folder: str | Path, target: str | Path, check: bool = True) -> int:
     if twice:
         raise OptionError(f'{folder}: {len(twice)} names occur with several suffixes, first {twice[0]!r}; '
                           'remove one of each.')
-    with LmdbWriter(target) as writer:
-        for index in tqdm(range(len(source)), desc=Path(target).name, unit='image'):
-            content = source.read(index)
-            if check:
-                decode_rgb(content, source.path(index))
-            try:
-                with Image.open(BytesIO(content)) as image:
-                    shape = (image.height, image.width, len(image.getbands()))
-            except (UnidentifiedImageError, OSError) as error:
-                raise ImageError(f'{source.path(index)}: {error}') from None
-            writer.put(source.stem(index), content, shape)
+
+    def read(index: int) -> tuple[str, bytes, tuple[int, int, int]]:
+        content = source.read(index)
+        if check:
+            decode_rgb(content, source.path(index))
+        try:
+            with Image.open(BytesIO(content)) as image:
+                return source.stem(index), content, (image.height, image.width, len(image.getbands()))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ImageError(f'{source.path(index)}: {error}') from None
+
+    write_lmdb(target, map(read, tqdm(range(len(source)), desc=Path(target).name, unit='image')))
     return len(source)
 
 

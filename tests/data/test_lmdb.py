@@ -14,7 +14,7 @@ from conftest import ROOT, command
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import ImageSource
-from rdbm_plugin.data.lmdb_writer import LmdbWriter
+from rdbm_plugin.data.lmdb_writer import write_lmdb
 
 SCRIPT = ROOT / 'scripts/create_lmdb.py'
 
@@ -66,9 +66,7 @@ def test_lmdb_that_basicsr_wrote_is_read(photos, tmp_path):
 
 def test_map_grows(tmp_path):
     content = np.random.default_rng(0).bytes(300_000)
-    with LmdbWriter(tmp_path / 'g.lmdb', map_size=2**16) as writer:
-        for number in range(10):
-            writer.put(f'{number:02d}', content, (1, 1, 3))
+    write_lmdb(tmp_path / 'g.lmdb', ((f'{number:02d}', content, (1, 1, 3)) for number in range(10)), map_size=2**16)
     source = ImageSource(tmp_path / 'g.lmdb')
     assert len(source) == 10 and all(source.read(i) == content for i in range(10))
     assert (tmp_path / 'g.lmdb/data.mdb').stat().st_size < 5e6
@@ -77,17 +75,18 @@ def test_map_grows(tmp_path):
 def test_growth_keeps_what_was_committed_before(tmp_path, monkeypatch):
     monkeypatch.setattr('rdbm_plugin.data.lmdb_writer.PENDING_BYTES', 50_000)
     contents = [np.random.default_rng(i).bytes(30_000) for i in range(40)]
-    with LmdbWriter(tmp_path / 'g.lmdb', map_size=2**17) as writer:
-        for number, content in enumerate(contents):
-            writer.put(f'{number:02d}', content, (1, 1, 3))
+    images = ((f'{number:02d}', content, (1, 1, 3)) for number, content in enumerate(contents))
+    write_lmdb(tmp_path / 'g.lmdb', images, map_size=2**17)
     source = ImageSource(tmp_path / 'g.lmdb')
     assert [source.read(i) for i in range(40)] == contents
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ZeroDivisionError), LmdbWriter(tmp_path / 'e.lmdb') as writer:
-        writer.put('a', b'1', (1, 1, 3))
+    def images():
+        yield 'a', b'1', (1, 1, 3)
         raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        write_lmdb(tmp_path / 'e.lmdb', images())
     assert not list(tmp_path.iterdir())
 
 
@@ -111,15 +110,15 @@ def test_killed_while_writing_leaves_no_half_lmdb_and_can_be_repeated(tmp_path):
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'must end in \.lmdb'):
-        LmdbWriter(tmp_path / 'x')
+        write_lmdb(tmp_path / 'x', [])
     (tmp_path / 'x.lmdb').mkdir()
     with pytest.raises(FileExistsError, match=r'x\.lmdb exists'):
-        LmdbWriter(tmp_path / 'x.lmdb')
-    with pytest.raises(ValueError, match='occurs twice'), LmdbWriter(tmp_path / 'y.lmdb') as writer:
-        for _ in range(2):
-            writer.put('a', b'1', (1, 1, 3))
-    with pytest.raises(ValueError, match='longer than 511 bytes'), LmdbWriter(tmp_path / 'y.lmdb') as writer:
-        writer.put('a' * 512, b'1', (1, 1, 3))
+        write_lmdb(tmp_path / 'x.lmdb', [])
+    with pytest.raises(ValueError, match='occurs twice'):
+        write_lmdb(tmp_path / 'y.lmdb', [('a', b'1', (1, 1, 3))] * 2)
+    with pytest.raises(ValueError, match='longer than 511 bytes'):
+        write_lmdb(tmp_path / 'y.lmdb', [('a' * 512, b'1', (1, 1, 3))])
+    assert [path.name for path in tmp_path.iterdir()] == ['x.lmdb']
 
 
 def test_script_names_a_bad_image_and_writes_nothing(photos, tmp_path):

@@ -13,7 +13,7 @@ from conftest import rdbm, short
 from torch.utils.data import DataLoader
 
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.data.lmdb_writer import LmdbWriter
+from rdbm_plugin.data.lmdb_writer import write_lmdb
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset
 
@@ -42,12 +42,13 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('data')
     for task, (name, size) in enumerate(SIZES.items()):
         for side, change in (('gt', 0), ('lq', 100)):
-            with LmdbWriter(root / name / f'{side}.lmdb') as writer:
-                for number in range(size):
-                    image = coloured(task + change, number)
-                    save(root / name / side / f'{number:03d}.png', image)
-                    content = (root / name / side / f'{number:03d}.png').read_bytes()
-                    writer.put(f'{number:03d}', content, image.shape)
+            images = []
+            for number in range(size):
+                image = coloured(task + change, number)
+                save(root / name / side / f'{number:03d}.png', image)
+                content = (root / name / side / f'{number:03d}.png').read_bytes()
+                images.append((f'{number:03d}', content, image.shape))
+            write_lmdb(root / name / f'{side}.lmdb', images)
     return root
 
 
