@@ -3,7 +3,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = {'none': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+HALVES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+PRECISIONS = {'none': torch.float32, **HALVES}
 """Values of ``train: amp:`` beside ``auto``."""
 
 

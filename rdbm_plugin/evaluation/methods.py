@@ -18,6 +18,7 @@ from basicsr.utils import tensor2img
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.evaluation.cost import Cost, measure
 from rdbm_plugin.evaluation.results import plain
@@ -29,21 +30,16 @@ TIMED_IMAGES = 3
 
 @dataclass
 class Method:
-    """One row of the comparison.
-
-    Attributes:
-        name: In tables and pictures.
-        folder: Of the restored pictures, ``SET/IMAGE.png`` or as BasicSR names them, ``SET/IMAGE_SUFFIX.png``.
-        opt: Options to run it with; None for a folder of finished results.
-        cost: None where it was not measured.
-        fault: Why it failed, or None.
-    """
+    """One row of the comparison."""
 
     name: str
     folder: Path
+    """Of the restored pictures, ``SET/IMAGE.png`` or as BasicSR names them, ``SET/IMAGE_SUFFIX.png``."""
     opt: dict[str, Any] | None = None
+    """Options to run it with; None for a folder of finished results."""
     cost: Cost | None = None
     fault: str | None = None
+    """Why it failed."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,8 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None]
             continue
         model.feed_data(data)
         model.test()
-        write_png(target, tensor2img([model.get_current_visuals()['result']]))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, cv2.imencode('.png', tensor2img([model.get_current_visuals()['result']]))[1].tobytes())
     if timed:
         method.cost = measure(model, timing)
     del model
@@ -129,15 +126,6 @@ def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
                      for name, images in sets.items()}
     parts['weights'] = hashlib.sha256(checkpoint.read_bytes()).hexdigest(), opt['path'].get('param_key_g')
     return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()
-
-
-def write_png(path: Path, picture: Picture) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.stem}.partial.png')
-    if not cv2.imwrite(str(partial), picture):
-        raise OSError(f'{path}: cannot be written.')
-    partial.replace(path)
 
 
 def find_picture(folder: Path, dataset: str, name: str) -> Picture:
@@ -167,9 +155,5 @@ def find_picture(folder: Path, dataset: str, name: str) -> Picture:
 
 def unique_names(names: Sequence[str]) -> list[str]:
     """The names, with numbers behind those that occur before."""
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f'{name} ({seen[name]})')
-    return result
+    counts = [names[:place + 1].count(name) for place, name in enumerate(names)]
+    return [name if count == 1 else f'{name} ({count})' for name, count in zip(names, counts)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rdbm_plugin.archs.checkpoint import load_weights
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
-from rdbm_plugin.archs.precision import working_in
+from rdbm_plugin.archs.precision import HALVES, working_in
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.basicsr_host.lookup import of_basicsr
 from rdbm_plugin.bridge import BRIDGES, build_bridge
@@ -35,7 +35,7 @@ SHIPPED = WEIGHTS / 'rdbm_t.pth'
 """The weights that come with the package; their option file has the same name."""
 NETWORKS = {'RDBMUNet': RDBMUNet, 'ConditionalUNet': ConditionalUNet}
 """Those that need no BasicSR."""
-DTYPES = {'float32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+DTYPES = {'float32': torch.float32, **HALVES}
 
 
 class Restorer:
