@@ -68,25 +68,19 @@ def look_at_all(source: ImageSource, indices: Sequence[int], title: str) -> dict
 
 def open_tasks(dataset: Mapping[str, Any]) -> list[Task]:
     """The pairs of a dataset block of UniversalPairedDataset or of BasicSR's paired data sets."""
-    if isinstance(dataset.get('tasks'), Mapping):
-        return [read_task(name, block, skip_unpaired=True) for name, block in dataset['tasks'].items()]
-    if not (dataset.get('dataroot_gt') and dataset.get('dataroot_lq')) or dataset.get('scale', 1) != 1:
-        return []
-    block = {key: dataset[key] for key in ('dataroot_gt', 'dataroot_lq', 'io_backend') if dataset.get(key)}
-    if dataset.get('filename_tmpl', '{}') != '{}':
-        block['pairing'] = {'template': dataset['filename_tmpl']}
-    return [read_task(str(dataset.get('name')), block, skip_unpaired=True)]
+    tasks = dataset.get('tasks')
+    if not isinstance(tasks, Mapping):
+        if not (dataset.get('dataroot_gt') and dataset.get('dataroot_lq')) or dataset.get('scale', 1) != 1:
+            return []
+        block = {key: dataset[key] for key in ('dataroot_gt', 'dataroot_lq', 'io_backend') if dataset.get(key)}
+        if dataset.get('filename_tmpl', '{}') != '{}':
+            block['pairing'] = {'template': dataset['filename_tmpl']}
+        tasks = {str(dataset.get('name')): block}
+    return [read_task(name, block, skip_unpaired=True) for name, block in tasks.items()]
 
 
 def inspect_pairs(task: Task, where: str, dataset: Mapping[str, Any], seen: dict[str, str]) -> Iterator[Finding]:
-    """Findings on one task.
-
-    Args:
-        task: Its pairs.
-        where: Begins every finding.
-        dataset: The block it stands in.
-        seen: Filled with digest -> name of the clean images.
-    """
+    """Findings on one task of a dataset block; ``seen`` is filled with digest -> name of the clean images."""
     if task.pairs.lonely_lq:
         level = 'warning' if dataset.get('skip_unpaired') else 'error'
         yield Finding(level, where, f'{len(task.pairs.lonely_lq)} degraded images have no clean one: '

@@ -1,44 +1,15 @@
-"""What all data sets share: the keys that BasicSR adds to their block, turning, and the form of an item."""
-import atexit
-import multiprocessing
-import signal
-from functools import cache
+"""The form of an item of all data sets, turning, and the keys that BasicSR adds to their blocks. Needs torch only."""
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 BASICSR_KEYS = frozenset({
     'name', 'type', 'phase', 'scale', 'io_backend', 'num_worker_per_gpu', 'batch_size_per_gpu',
     'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers',
     'iters', 'gt_sizes', 'mini_batch_sizes'})
 """Keys of a dataset block that BasicSR's loader reads or adds; the last three are Restormer's loop's."""
-
-
-def leave_signals_to_parent() -> None:
-    """Let a data loading process outlive a Ctrl-C or a kill of the whole job until its parent has finished a step."""
-    if get_worker_info():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-
-
-@cache
-def end_workers_at_exit() -> None:
-    """Kill data loading processes when this one ends, as they do not heed the SIGTERM that Python sends them then."""
-    # Registered later, so called earlier, than multiprocessing's own hook, which waits for them.
-    import multiprocessing.util  # noqa: F401
-    atexit.register(_kill_workers)
-
-
-def _kill_workers() -> None:
-    if hasattr(signal, 'SIGCHLD'):
-        # torch's handler would call this an error.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
 
 
 def turn(image: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:

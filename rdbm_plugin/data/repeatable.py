@@ -8,7 +8,7 @@ import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
-from rdbm_plugin.data.packing import end_workers_at_exit, leave_signals_to_parent
+from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_parent
 
 
 class ResumableSampler(EnlargedSampler):

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from rdbm_plugin.config.options import OptionError, check_int, check_keys, check_number
 from rdbm_plugin.data.image_source import ImageError
-from rdbm_plugin.data.packing import BASICSR_KEYS, end_workers_at_exit, leave_signals_to_parent
+from rdbm_plugin.data.packing import BASICSR_KEYS
+from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_parent
 
 WEIGHT_PERIOD = 1000
 """Samples in which weights are met exactly."""
