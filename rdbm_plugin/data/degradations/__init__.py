@@ -1,0 +1,60 @@
+"""Synthetic degradations, a module each: parameters that draw themselves, and a pure function of image and numbers.
+
+Images are RGB, (H, W, 3) float32 in [0, 1]. ``draw(task, rng)`` draws parameters, ``degrade(image, parameters, rng)``
+applies them; the same ``numpy.random.Generator`` state gives the same result. Lengths are in pixels, angles in
+radians. Tasks are chained by a plus sign, applied from left to right: ``dehaze+derain+lowlight``.
+
+To add one, write a frozen dataclass with ``draw`` and ``apply`` in a module of its own, with its source, and name it in
+DEGRADATIONS.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from rdbm_plugin.config.options import check_choice
+from rdbm_plugin.data.degradations.blur import Blur
+from rdbm_plugin.data.degradations.haze import Haze
+from rdbm_plugin.data.degradations.lowlight import LowLight
+from rdbm_plugin.data.degradations.rain import Rain
+from rdbm_plugin.data.degradations.shapes import Image
+from rdbm_plugin.data.degradations.snow import Snow
+
+
+@dataclass(frozen=True)
+class Intact:
+    """No damage: what a network needs to see to leave good photos as they are."""
+
+    @classmethod
+    def draw(cls, rng: Generator) -> 'Intact':
+        """Nothing is drawn."""
+        return cls()
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """The image itself."""
+        return image
+
+
+TASKS: dict[str, Any] = {'derain': Rain, 'lowlight': LowLight, 'desnow': Snow, 'dehaze': Haze, 'deblur': Blur}
+"""The five restoration tasks."""
+DEGRADATIONS: dict[str, Any] = {**TASKS, 'intact': Intact}
+MARGIN = 12
+"""Pixels around a crop that reach into it: half the largest kernel, rounded up."""
+
+
+def draw(task: str, rng: Generator) -> list[Any]:
+    """Parameters of ``task``, one set for each of its chained degradations.
+
+    Raises:
+        OptionError: ``task`` names an unknown degradation.
+    """
+    return [DEGRADATIONS[check_choice('tasks', name, DEGRADATIONS)].draw(rng) for name in task.split('+')]
+
+
+def degrade(image: Image, parameters: Sequence[Any], rng: Generator) -> Image:
+    """Apply what :func:`draw` gave and round to 8 bits, as a camera or a file would; same shape, [0, 1]."""
+    for degradation in parameters:
+        image = np.clip(degradation.apply(image, rng), 0, 1)
+    return (np.rint(image * 255) / np.float32(255)).astype(np.float32)

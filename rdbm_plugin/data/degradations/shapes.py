@@ -1,0 +1,43 @@
+"""What several kinds of damage are made of: kernels that blur, and maps that follow the edges of an image."""
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+"""RGB, (H, W, 3) in [0, 1], or a map, (H, W)."""
+
+
+def disk(radius: float) -> NDArray[np.bool_]:
+    reach = int(np.ceil(radius))
+    y, x = np.ogrid[-reach:reach + 1, -reach:reach + 1]
+    return x * x + y * y <= radius * radius + 0.5
+
+
+def line(length: float, angle: float) -> Image:
+    """A line kernel of sum 1 through the centre; angle 0 is vertical."""
+    ends = np.array([[np.sin(angle), np.cos(angle)]]) * (length / 2)
+    return rasterize(np.concatenate([-ends, ends]), length)
+
+
+def rasterize(path: NDArray[np.float64], extent: float) -> Image:
+    """Draw an (n, 2) path of (x, y), scaled to ``extent`` pixels, as an anti-aliased kernel of sum 1.
+
+    Its mean lies in the centre: a kernel off centre shifts the image by an amount that nobody can tell from it.
+    """
+    path = path * (extent / max(float(np.ptp(path, axis=0).max()), 1e-6))
+    path = path - path.mean(0)
+    reach = int(np.ceil(np.abs(path).max()))
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8)
+    points = np.rint((path + reach) * 16).astype(np.int32).reshape(-1, 1, 2)
+    cv2.polylines(kernel, [points], False, 255, 1, cv2.LINE_AA, 4)
+    return (kernel / max(float(kernel.sum()), 1.0)).astype(np.float32)
+
+
+def follow_edges(values: Image, guide: Image, radius: int) -> Image:
+    """Guided filter: ``values`` as a locally linear function of ``guide``; both (H, W)."""
+    def mean(x: Image) -> Image:
+        return cv2.blur(x, (2 * radius + 1,) * 2, borderType=cv2.BORDER_REFLECT_101)
+
+    mean_guide, mean_values = mean(guide), mean(values)
+    slope = (mean(guide * values) - mean_guide * mean_values) / (mean(guide * guide) - mean_guide**2 + 1e-3)
+    return mean(slope) * guide + mean(mean_values - slope * mean_guide)

@@ -1,0 +1,39 @@
+"""Snow: moving flakes before the scene and a veil, after Liu et al. (Snow100K, IEEE TIP 2018)."""
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from rdbm_plugin.data.degradations.shapes import Image, disk, line
+
+
+@dataclass(frozen=True)
+class Snow:
+    """Flakes at three depths. density: share of seed pixels; radius of the nearest; motion: length, angle; opacity."""
+
+    density: float
+    radius: float
+    motion: float
+    angle: float
+    opacity: float
+    veil: float
+
+    @classmethod
+    def draw(cls, rng: Generator) -> 'Snow':
+        """density 0.05-0.4 %, radius 1.5-4, motion 1-7, any angle, opacity 0.7-1, veil 0-0.2."""
+        return cls(rng.uniform(5e-4, 4e-3), rng.uniform(1.5, 4), rng.uniform(1, 7), rng.uniform(0, np.pi),
+                   rng.uniform(0.7, 1), rng.uniform(0, 0.2))
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """Cover ``image`` with near-white flakes; far flakes are smaller, fainter and more."""
+        height, width = image.shape[:2]
+        clear = np.ones((height, width), np.float32)
+        for far in (1.0, 0.6, 0.35):
+            seeds = (rng.random((height, width), dtype=np.float32) < self.density / far).astype(np.float32)
+            flakes = cv2.dilate(seeds, disk(self.radius * far).astype(np.uint8))
+            flakes = cv2.filter2D(flakes, -1, line(self.motion * far, self.angle), borderType=cv2.BORDER_REFLECT_101)
+            flakes = cv2.GaussianBlur(flakes, (0, 0), 0.4 + 0.3 * self.radius * far)
+            clear *= 1 - np.float32(self.opacity * (0.5 + 0.5 * far)) * np.minimum(flakes, 1)
+        veiled = image + self.veil * (0.9 - image)
+        return 0.96 - (0.96 - veiled) * clear[..., None]
