@@ -1,5 +1,5 @@
 """Clean photos in, pairs of five restoration tasks out, degraded on the fly."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -7,15 +7,15 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rdbm_plugin.config.options import OptionError, check_int, check_number
+from rdbm_plugin.config.options import OptionError, check_int, check_keys, check_number
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
-from rdbm_plugin.data.degradations import DEGRADATIONS, MARGIN, TASKS, degrade, draw
+from rdbm_plugin.data.degradations import DEGRADATIONS, TASKS, Ranges, degrade, draw
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.task_mixture import MixedDataset
 
-KEPT_IN_MEMORY = 16
-"""Sources of at most so many images are decoded once; the photos of larger ones would fill the memory of workers."""
+KEPT_IN_MEMORY = 2**28
+"""Bytes of decoded photos that a process keeps, so that small sources are decoded once."""
 
 
 class SyntheticUniversalDataset(MixedDataset):
@@ -32,6 +32,8 @@ class SyntheticUniversalDataset(MixedDataset):
             - ``tasks``: some of derain, lowlight, desnow, dehaze, deblur, also chained from left to right as in
               ``dehaze+derain``, and ``intact`` (no damage at all); named twice, it is drawn twice as often; default the
               five once.
+            - ``degradations``: from how much to how much is drawn, see
+              :class:`rdbm_plugin.data.degradations.ranges.Ranges`; default the narrow ranges of versions up to 0.1.
             - ``gt_size``: crop size in pixels; required in training.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
             - ``min_scale``: in training a crop comes from a region up to 1/min_scale times larger, shrunk; default 1.
@@ -42,7 +44,8 @@ class SyntheticUniversalDataset(MixedDataset):
         OptionError: A key is unknown or its value out of range, or there is no image.
     """
 
-    def read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS), gt_size: int | None = None,
+    def read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS),
+                     degradations: Mapping[str, Any] | None = None, gt_size: int | None = None,
                      use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, seed: int = 0,
                      max_bad_share: float = 0.01) -> None:
         if isinstance(tasks, str) or not tasks:
@@ -50,11 +53,15 @@ class SyntheticUniversalDataset(MixedDataset):
         self.tasks = [str(task) for task in tasks]
         for task in self.tasks:
             draw(task, np.random.default_rng(0))
+        block = degradations or {}
+        check_keys('degradations', block, Ranges)
+        self.ranges = Ranges(**block)
         self.read_crop(gt_size, use_hflip, use_rot, max_bad_share)
         self.min_scale = check_number('min_scale', min_scale, 0.1, 1)
         self.seed = check_int('seed', seed, 0)
         self.clean: CleanSource = open_clean(dataroot_gt, self.opt['phase'])
         self._decoded: dict[int, NDArray[Any]] = {}
+        self._decoded_bytes = 0
         if self.train:
             self.start_order([len(self.clean)] * len(self.task_names),
                              [self.tasks.count(name) for name in self.task_names], len(self.clean))
@@ -73,7 +80,7 @@ class SyntheticUniversalDataset(MixedDataset):
         photo, task = divmod(index, len(self.tasks))
         rng = np.random.default_rng([self.seed, index])
         clean = centre(to_float(self._photo(photo)), self.gt_size)
-        degraded = degrade(clean, draw(self.tasks[task], rng), rng)
+        degraded = degrade(clean, draw(self.tasks[task], rng, self.ranges), rng)
         return self._pack(clean, degraded, photo, self.tasks[task])
 
     def image_id(self, task: int, image: int) -> int:
@@ -82,20 +89,22 @@ class SyntheticUniversalDataset(MixedDataset):
     def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
         name = self.task_names[task]
         clean = to_float(self._crop(self._photo(image), rng))
-        degraded = degrade(clean, draw(name, rng), rng)
-        inner = slice(MARGIN, MARGIN + self.gt_size)
+        degraded = degrade(clean, draw(name, rng, self.ranges), rng)
+        inner = slice(self.ranges.margin, self.ranges.margin + self.gt_size)
         return self._pack(clean[inner, inner], degraded[inner, inner], image, name)
 
     def _photo(self, index: int) -> NDArray[Any]:
-        if len(self.clean) > KEPT_IN_MEMORY:
-            return self.clean.decode(index)
-        if index not in self._decoded:
-            self._decoded[index] = self.clean.decode(index)
-        return self._decoded[index]
+        if index in self._decoded:
+            return self._decoded[index]
+        photo = self.clean.decode(index)
+        if self._decoded_bytes + photo.nbytes <= KEPT_IN_MEMORY:
+            self._decoded[index] = photo
+            self._decoded_bytes += photo.nbytes
+        return photo
 
     def _crop(self, photo: NDArray[Any], rng: Generator) -> NDArray[Any]:
         """A random square of gt_size and the margin that blur and streaks reach in from, flipped and turned."""
-        size = self.gt_size + 2 * MARGIN
+        size = self.gt_size + 2 * self.ranges.margin
         region = round(size / rng.uniform(self.min_scale, 1))
         shortest = min(photo.shape[:2])
         region = max(min(region, shortest), 1)

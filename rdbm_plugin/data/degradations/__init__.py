@@ -1,11 +1,11 @@
 """Synthetic degradations, a module each: parameters that draw themselves, and a pure function of image and numbers.
 
-Images are RGB, (H, W, 3) float32 in [0, 1]. ``draw(task, rng)`` draws parameters, ``degrade(image, parameters, rng)``
-applies them; the same ``numpy.random.Generator`` state gives the same result. Lengths are in pixels, angles in
-radians. Tasks are chained by a plus sign, applied from left to right: ``dehaze+derain+lowlight``.
+Images are RGB, (H, W, 3) float32 in [0, 1]. ``draw(task, rng, ranges)`` draws parameters, ``degrade(image,
+parameters, rng)`` applies them; the same ``numpy.random.Generator`` state gives the same result. Lengths are in
+pixels, angles in radians. Tasks are chained by a plus sign, applied from left to right: ``dehaze+derain+lowlight``.
 
 To add one, write a frozen dataclass with ``draw`` and ``apply`` in a module of its own, with its source, and name it in
-DEGRADATIONS.
+DEGRADATIONS; with a function ``draw_wide`` of a strength, named in WIDE, it has light and heavy forms.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ import numpy as np
 from numpy.random import Generator
 
 from rdbm_plugin.config.options import check_choice
+from rdbm_plugin.data.degradations import blur, haze, lowlight, rain, snow
 from rdbm_plugin.data.degradations.blur import Blur
+from rdbm_plugin.data.degradations.camera import draw_camera
 from rdbm_plugin.data.degradations.haze import Haze
 from rdbm_plugin.data.degradations.lowlight import LowLight
 from rdbm_plugin.data.degradations.rain import Rain
+from rdbm_plugin.data.degradations.ranges import Ranges, Strength
 from rdbm_plugin.data.degradations.shapes import Image
 from rdbm_plugin.data.degradations.snow import Snow
 
@@ -40,17 +43,25 @@ class Intact:
 TASKS: dict[str, Any] = {'derain': Rain, 'lowlight': LowLight, 'desnow': Snow, 'dehaze': Haze, 'deblur': Blur}
 """The five restoration tasks."""
 DEGRADATIONS: dict[str, Any] = {**TASKS, 'intact': Intact}
-MARGIN = 12
-"""Pixels around a crop that reach into it: half the largest kernel, rounded up."""
+WIDE = {'derain': rain.draw_wide, 'lowlight': lowlight.draw_wide, 'desnow': snow.draw_wide, 'dehaze': haze.draw_wide,
+        'deblur': blur.draw_wide}
+NARROW = Ranges()
 
 
-def draw(task: str, rng: Generator) -> list[Any]:
-    """Parameters of ``task``, one set for each of its chained degradations.
+def draw(task: str, rng: Generator, ranges: Ranges = NARROW) -> list[Any]:
+    """Parameters of ``task``, one or more sets for each of its chained degradations.
 
     Raises:
         OptionError: ``task`` names an unknown degradation.
     """
-    return [DEGRADATIONS[check_choice('tasks', name, DEGRADATIONS)].draw(rng) for name in task.split('+')]
+    names = [check_choice('tasks', name, DEGRADATIONS) for name in task.split('+')]
+    if ranges.ranges == 'narrow' or names == ['intact']:
+        return [DEGRADATIONS[name].draw(rng) for name in names]
+    if rng.random() < ranges.second:
+        names.append(str(rng.choice([name for name in WIDE if name not in names] or ['intact'])))
+    strength = Strength(rng.uniform(*ranges.strength), rng)
+    parts = [part for name in names for part in (WIDE[name](strength) if name in WIDE else [Intact()])]
+    return parts + draw_camera(rng) if rng.random() < ranges.camera else parts
 
 
 def degrade(image: Image, parameters: Sequence[Any], rng: Generator) -> Image:

@@ -1,17 +1,21 @@
 """Haze: Koschmieder's law over a depth map, as used by Narasimhan & Nayar (IJCV 2002)."""
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
-from rdbm_plugin.data.degradations.shapes import Image, follow_edges
+from rdbm_plugin.data.degradations.ranges import Strength
+from rdbm_plugin.data.degradations.shapes import Image, clouds, follow_edges
 
 
 @dataclass(frozen=True)
 class Haze:
-    """Scattering over a depth map. beta: optical depth at distance 1; airlight (r, g, b); slope and relief of the
-    background's depth; objects that stand before it.
+    """Scattering over a depth map.
+
+    beta: optical depth at distance 1; airlight (r, g, b); slope and relief of the background's depth; objects that
+    stand before it; patches: how uneven the haze is; glow: how uneven its light is.
 
     The depth map follows the edges of the image by a guided filter (He, Sun & Tang, TPAMI 2013), as depth does where
     things end.
@@ -22,6 +26,8 @@ class Haze:
     slope: float
     relief: float
     objects: int
+    patches: float = 0.0
+    glow: float = 0.0
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Haze':
@@ -36,8 +42,13 @@ class Haze:
 
     def apply(self, image: Image, rng: Generator) -> Image:
         """J t + A (1 - t) with t = exp(-beta depth)."""
-        transmission = np.exp(-np.float32(self.beta) * self.depth(image, rng))[..., None]
+        optical = np.float32(self.beta) * self.depth(image, rng)
         air = np.float32(self.airlight)
+        if self.patches:
+            optical *= np.exp(np.float32(self.patches) * (2 * clouds(image.shape[:2], rng, rng.uniform(0.3, 0.8)) - 1))
+        if self.glow:
+            air = air * (1 - np.float32(self.glow) * clouds(image.shape[:2], rng, rng.uniform(0.3, 0.8)))[..., None]
+        transmission = np.exp(-optical)[..., None]
         return air + (image - air) * transmission
 
     def depth(self, image: Image, rng: Generator) -> Image:
@@ -53,3 +64,19 @@ class Haze:
             depth = np.where(mask, np.float32(rng.uniform(0.6, 0.9)) * depth, depth)
         depth = follow_edges(depth.astype(np.float32), image.mean(axis=2), radius=max(min(size) // 12, 1))
         return np.clip(depth, 0.1, 2)
+
+
+def draw_wide(strength: Strength) -> list[Any]:
+    """beta 0.15 to 2.6, airlight 0.55-1 with a tint of +-0.08, a third uneven in depth, a third in its light."""
+    rng = strength.rng
+    air = rng.uniform(0.55, 1) + rng.uniform(-0.08, 0.08, 3)
+    level = rng.random() < 0.3
+    slope, relief, objects = (0.0, 0.0, 0) if level else (rng.uniform(0, 1), rng.uniform(0, 0.8), int(rng.integers(4)))
+    return [Haze(strength.decades(0.15, 2.6), tuple(np.clip(air, 0, 1).tolist()), slope, relief, objects,
+                 rng.uniform(0, 1) * (rng.random() < 0.35), rng.uniform(0, 0.8) * (rng.random() < 0.35))]
+
+
+def draw_mist(strength: Strength) -> Haze:
+    """Thin, grey and without depth: what falls between the drops or flakes that one sees."""
+    air = strength.rng.uniform(0.5, 0.95)
+    return Haze(strength.between(0.02, 0.7), (air, air, air), 0.0, 0.0, 0, strength.rng.uniform(0, 0.6))

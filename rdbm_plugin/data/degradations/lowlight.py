@@ -1,10 +1,16 @@
-"""Darkness: less light, and shot and read noise in it, after Foi et al. (IEEE TIP 2008)."""
+"""Darkness: less light, and shot and read noise in it, after Foi et al. (IEEE TIP 2008).
+
+Wide: the light differs over the picture as in a Retinex model (Land & McCann, JOSA 1971), and a tone curve follows
+(Grossberg & Nayar, CVPR 2003: those of cameras are no powers).
+"""
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
-from rdbm_plugin.data.degradations.shapes import Image
+from rdbm_plugin.data.degradations.ranges import Strength
+from rdbm_plugin.data.degradations.shapes import Image, clouds, follow_edges
 
 
 @dataclass(frozen=True)
@@ -30,3 +36,67 @@ class LowLight:
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         light = light + noise * np.sqrt(self.shot * light + self.read**2, dtype=np.float32)
         return np.clip(light, 0, 1) ** np.float32(1 / self.gamma)
+
+
+@dataclass(frozen=True)
+class UnevenLight:
+    """Light that differs over the picture. kind: backlight, lamps or vignette; floor: share that the dark parts get."""
+
+    kind: str
+    floor: float
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """Multiply linear light by a map from ``floor`` to 1."""
+        light = np.clip(getattr(self, f'_{self.kind}')(image, rng), 0, 1)
+        return image * ((self.floor + (1 - self.floor) * light) ** np.float32(1 / 2.2))[..., None]
+
+    def _backlight(self, image: Image, rng: Generator) -> Image:
+        # Bright surfaces (sky, windows) are those that have the light behind the dark ones.
+        bright = image.mean(axis=2)
+        bright = np.clip((bright - np.quantile(bright, 0.3)) * 2, 0, 1)
+        light = 0.7 * bright + 0.3 * clouds(image.shape[:2], rng, 0.4)
+        return follow_edges(light, image.mean(axis=2), radius=max(min(image.shape[:2]) // 12, 1))
+
+    def _lamps(self, image: Image, rng: Generator) -> Image:
+        height, width = image.shape[:2]
+        y, x = np.ogrid[:height, :width]
+        light = np.zeros((height, width), np.float32)
+        for _ in range(rng.integers(1, 4)):
+            reach = rng.uniform(0.15, 0.6) * max(height, width)
+            far = (x - rng.uniform(0, width))**2 + (y - rng.uniform(0, height))**2
+            light += (1 / (1 + far / reach**2)**2).astype(np.float32)
+        return light
+
+    def _vignette(self, image: Image, rng: Generator) -> Image:
+        height, width = image.shape[:2]
+        y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+        return (1 / (1 + rng.uniform(0.3, 1.5) * (x * x + y * y) / 2)**2).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ToneCurve:
+    """A camera's curve over encoded values. contrast: of an S-curve, negative flattens; black: what is cut off."""
+
+    contrast: float
+    black: float
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """Cut the black, then bend."""
+        image = np.clip((image - self.black) / (1 - self.black), 0, 1).astype(np.float32)
+        return image + np.float32(self.contrast) * image * (1 - image) * (2 * image - 1)
+
+
+def draw_wide(strength: Strength) -> list[Any]:
+    """gain 0.6 to 0.02, gamma 1.8-2.6, red and blue 0.75-1.3; half with uneven light, half with a tone curve."""
+    rng = strength.rng
+    parts: list[Any] = []
+    gain = strength.decades(0.6, 0.02)
+    if rng.random() < 0.5:
+        parts.append(UnevenLight(str(rng.choice(['backlight', 'lamps', 'vignette'])), strength.decades(0.5, 0.03)))
+        gain = gain**rng.uniform(0.3, 1)
+    noisy = rng.random() < 0.7
+    parts.append(LowLight(gain, rng.uniform(1.8, 2.6), rng.uniform(0, 1e-3) * noisy, rng.uniform(0, 4e-3) * noisy,
+                          rng.uniform(0.75, 1.3), rng.uniform(0.75, 1.3)))
+    if rng.random() < 0.5:
+        parts.append(ToneCurve(rng.uniform(-0.5, 0.9), rng.uniform(0, 0.03)))
+    return parts

@@ -1,16 +1,23 @@
-"""Rain: streaks over the scene and a veil, after Garg & Nayar (IJCV 2007)."""
+"""Rain: streaks over the scene and a veil, after Garg & Nayar (IJCV 2007).
+
+Wide: with mist, and with drops on the lens that refract and blur what lies behind (Qian et al., CVPR 2018).
+"""
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
+from rdbm_plugin.data.degradations.haze import draw_mist
+from rdbm_plugin.data.degradations.ranges import Strength
 from rdbm_plugin.data.degradations.shapes import Image, line
 
 
 @dataclass(frozen=True)
 class Rain:
-    """Streak layers. density: share of seed pixels a layer; length; angle from vertical; strength; veil: white haze."""
+    """Streak layers. density: share of seed pixels a layer; length; angle from vertical; strength; veil: white haze;
+    width: how soft."""
 
     layers: int
     density: float
@@ -18,6 +25,7 @@ class Rain:
     angle: float
     strength: float
     veil: float
+    width: float = 0.6
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Rain':
@@ -35,6 +43,47 @@ class Rain:
             kernel = line(self.length * far, self.angle + rng.uniform(-0.05, 0.05))
             streaks = cv2.filter2D(seeds, -1, kernel * len(kernel) ** 0.5, borderType=cv2.BORDER_REFLECT_101)
             layer = np.maximum(layer, far * np.minimum(streaks * 2, 1))
-        layer = cv2.GaussianBlur(layer, (0, 0), 0.6)[..., None] * self.strength
+        layer = cv2.GaussianBlur(layer, (0, 0), self.width)[..., None] * self.strength
         veiled = image + self.veil * (0.85 - image)
         return veiled + layer * (1 - veiled)
+
+
+@dataclass(frozen=True)
+class LensDrops:
+    """Drops on the lens. count; radius of the largest; bend: how far they displace what is behind, in radii."""
+
+    count: int
+    radius: float
+    bend: float
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """What lies behind a drop, displaced along its slope, out of focus and a little brighter."""
+        height, width = image.shape[:2]
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        surface = np.zeros((height, width), np.float32)
+        for _ in range(self.count):
+            radius = self.radius * rng.uniform(0.3, 1)
+            far = ((x - rng.uniform(0, width)) / radius)**2 + ((y - rng.uniform(0, height)) / (radius * rng.uniform(
+                1, 1.4)))**2
+            surface = np.maximum(surface, 1 - far)
+        surface = cv2.GaussianBlur(np.maximum(surface, 0), (0, 0), 1 + self.radius / 8)
+        slope_y, slope_x = np.gradient(surface)
+        reach = np.float32(self.bend * self.radius**2)
+        behind = cv2.GaussianBlur(image, (0, 0), 0.5 + self.radius / 5)
+        behind = cv2.remap(behind, x - reach * slope_x, y - reach * slope_y, cv2.INTER_LINEAR,
+                           borderMode=cv2.BORDER_REFLECT_101)
+        cover = np.clip(surface * 3, 0, 1)[..., None]
+        return image + cover * (np.float32(0.95) * behind + np.float32(0.05) - image)
+
+
+def draw_wide(strength: Strength) -> list[Any]:
+    """From drizzle to a downpour; half with mist, a sixth with 3 to 30 drops on the lens."""
+    rng = strength.rng
+    parts: list[Any] = [Rain(int(rng.integers(1, 4)), strength.decades(3e-4, 1.5e-2), strength.decades(6, 38),
+                             rng.uniform(-0.8, 0.8), strength.between(0.2, 0.95), strength.between(0, 0.15),
+                             rng.uniform(0.35, 1.1))]
+    if rng.random() < 0.5:
+        parts.append(draw_mist(strength))
+    if rng.random() < 0.17:
+        parts.append(LensDrops(round(strength.between(3, 30)), strength.between(3, 12), rng.uniform(0.3, 1)))
+    return parts

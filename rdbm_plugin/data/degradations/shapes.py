@@ -1,6 +1,7 @@
 """What several kinds of damage are made of: kernels that blur, and maps that follow the edges of an image."""
 import cv2
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 Image = NDArray[np.float32]
@@ -31,6 +32,16 @@ def rasterize(path: NDArray[np.float64], extent: float) -> Image:
     points = np.rint((path + reach) * 16).astype(np.int32).reshape(-1, 1, 2)
     cv2.polylines(kernel, [points], False, 255, 1, cv2.LINE_AA, 4)
     return (kernel / max(float(kernel.sum()), 1.0)).astype(np.float32)
+
+
+def clouds(size: tuple[int, int], rng: Generator, persistence: float) -> Image:
+    """Noise of four octaves from one patch to the next, (H, W) stretched to [0, 1]; persistence: how rough it is."""
+    height, width = size
+    total = np.zeros(size, np.float32)
+    for octave in range(4):
+        cells = rng.random((2 + 2**octave,) * 2, dtype=np.float32)
+        total += persistence**octave * cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
+    return (total - total.min()) / max(float(np.ptp(total)), 1e-6)
 
 
 def follow_edges(values: Image, guide: Image, radius: int) -> Image:
