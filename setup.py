@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').read_text(encoding='utf-8')).group(1)
-BASICSR = ['basicsr>=1.4.2; python_version < "3.13"']
+BASICSR = ['basicsr>=1.3.4.9; python_version < "3.13"']
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
 PHOTOS = ['scikit-learn>=1.2', *PLOT]  # what the photos of options/train_rdbm_shipped.yml come with
@@ -28,7 +28,7 @@ setup(
                                   'basicsr_host/fork_options/*.yml']},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23.5', 'opencv-python>=4.5.5', 'pillow>=10.1',
-                      'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'tqdm>=4.60'],
+                      'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'scikit-image>=0.20', 'tqdm>=4.60'],
     extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'photos': PHOTOS, 'safetensors': SAFETENSORS,
                     'mmengine': MMENGINE, 'onnx': ONNX,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},

@@ -11,6 +11,7 @@ COMMANDS = {
     'test': 'test a model from an option file',
     'restore': 'restore image files with trained weights',
     'compare': 'compare any BasicSR models and finished results',
+    'data': 'fetch photo sets by name',
     'doctor': 'check option file, data, installation and code base',
 }
 

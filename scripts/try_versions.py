@@ -1,4 +1,4 @@
-"""Tries versions of Python, torch, numpy and OpenCV: a virtual environment, an installation and tests for each row.
+"""Tries versions of Python, torch, BasicSR and the like: a virtual environment, an installation and tests for each row.
 
     python scripts/try_versions.py [--rows lowest 3.13 ...] [--pythons FOLDER ...] [--checkout FOLDER] [--out FILE]
 
@@ -36,14 +36,17 @@ class Row(NamedTuple):
     torch: tuple[str, str]
     """Of torch and torchvision; empty: the newest."""
     pins: tuple[str, ...] = ()
+    basicsr: str = '1.4.2'
 
 
 LOWEST = ('numpy==1.23.5', 'opencv-python==4.5.5.64', 'pillow==10.1.0', 'tifffile==2021.8.30', 'lmdb==1.4.1',
-          'pyyaml==6.0.1', 'tqdm==4.60.0', 'matplotlib==3.6.0', 'safetensors==0.4.0', 'pytest==7.0.0')
+          'pyyaml==6.0.1', 'scikit-image==0.20.0', 'tqdm==4.60.0', 'matplotlib==3.6.0', 'safetensors==0.4.0',
+          'pytest==7.0.0')
 ROWS = (
     Row('lowest', '3.10', ('2.1.0', '0.16.0'), LOWEST),
     Row('2.2', '3.11', ('2.2.2', '0.17.2'), ('numpy<2', 'opencv-python<4.11')),
     Row('2.6', '3.12', ('2.6.0', '0.21.0'), ('opencv-python<5',)),
+    Row('1.3.4.9', '3.11', ('', ''), basicsr='1.3.4.9'),
     Row('3.10', '3.10', ('', '')),
     Row('3.11', '3.11', ('', '')),
     Row('3.12', '3.12', ('', '')),
@@ -97,13 +100,14 @@ def attempt(row: Row, args: Namespace, folder: Path) -> dict[str, object]:
         subprocess.run([python, '-m', 'pip', 'install', '-q', '--upgrade', 'pip', 'setuptools', 'wheel'], check=True)
         pip(*(f'{name}=={version}' if version else name
               for name, version in zip(('torch', 'torchvision'), row.torch)), 'numpy')
-        pip('--no-build-isolation', *(OF_BASICSR if modern else ('basicsr>=1.4.2',)))
+        pip('--no-build-isolation', *(OF_BASICSR if modern else (f'basicsr=={row.basicsr}',)))
         pip('--no-build-isolation', '-e', str(ROOT), *TOOLS, *(() if row.torch[0] else NEWEST))
     except subprocess.CalledProcessError as error:
         return {**result, 'summary': f'could not be installed: {" ".join(map(str, error.cmd))}'}
     path = os.pathsep.join(filter(None, [args.checkout if modern else '', os.environ.get('PYTHONPATH', '')]))
+    tests = [path for name in TESTS for path in sorted(ROOT.glob(f'tests/**/test_{name}.py'))]
     process = subprocess.run(
-        [python, '-m', 'pytest', '-p', 'no:cacheprovider', *(f'tests/test_{name}.py' for name in TESTS)], cwd=ROOT,
+        [python, '-m', 'pytest', '-p', 'no:cacheprovider', *tests], cwd=ROOT,
         env={**os.environ, 'PYTHONPATH': path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if process.returncode:
         print(process.stdout[-8000:], flush=True)

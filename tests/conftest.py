@@ -157,8 +157,15 @@ def doctor(*arguments):
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
-    """A folder with datasets/universal in it, as ``scripts/prepare_universal.py --lmdb`` makes it by default."""
+    """A folder with datasets/universal in it, as ``scripts/prepare_universal.py --lmdb`` makes it by default.
+
+    And one photo of scikit-image in each part of datasets/bsds500, which options/train_rdbm_shipped.yml reads.
+    """
     folder = tmp_path_factory.mktemp('prepared')
+    photo = Path(find_spec('skimage').origin).parent / 'data/coffee.png'
+    for part in ('train', 'val', 'test'):
+        (folder / 'datasets/bsds500' / part).mkdir(parents=True)
+        shutil.copy(photo, folder / 'datasets/bsds500' / part)
     command(ROOT / 'scripts/prepare_universal.py', '--lmdb', cwd=folder)
     return folder
 

@@ -67,7 +67,8 @@ from basicsr.metrics import calculate_psnr
 
 
 def calculate_ssim(img1, img2, crop_border, input_order='HWC', test_y_channel=False):
-    return 0.5
+    # Theirs is a 3-D window, computed on a GPU.
+    raise RuntimeError('Found no NVIDIA driver on your system.')
 '''
 MODEL = '''
 from copy import deepcopy
@@ -115,7 +116,7 @@ PROGRESSIVE = {progressive}
 
 def parse_options(is_train=True):
     parser = argparse.ArgumentParser()
-    parser.add_argument('-opt', required=True)
+    parser.add_argument({flag!r}, required=True)
     opt = parse(parser.parse_args().opt, is_train)
     opt.update(dist=False, rank=0, world_size=1)
     set_random_seed(opt['manual_seed'])
@@ -199,6 +200,8 @@ def main():
 if __name__ == '__main__':
     main()
 '''
+FLAGS = {'plain': '-opt', 'progressive': '--opt'}
+"""Retinexformer's scripts take the second."""
 TAKEN = ('utils/dist_util.py', 'utils/img_util.py', 'utils/logger.py', 'utils/misc.py', 'models/lr_scheduler.py',
          'data/data_sampler.py', 'data/prefetch_dataloader.py')
 MISSING = ('_initialize_best_metric_results', '_update_best_metric_result', 'model_ema', 'get_optimizer')
@@ -211,7 +214,8 @@ def make_fork(folder, loop):
              'models/archs/__init__.py': ARCHS, 'models/image_restoration_model.py': MODEL,
              'models/losses/__init__.py': 'from torch.nn import L1Loss\n', 'data/__init__.py': DATA,
              'metrics/__init__.py': METRICS, 'metrics/psnr_ssim.py': PSNR_SSIM, 'test.py': TEST,
-             'train.py': TRAIN.replace('{progressive}', str(loop == 'progressive')),
+             'train.py': TRAIN.replace('{progressive}', str(loop == 'progressive')).replace(
+                 '{flag!r}', repr(FLAGS[loop])),
              'models/base_model.py': base_model((installed / 'models/base_model.py').read_text())}
     for name, text in files.items():
         (folder / 'basicsr' / name).parent.mkdir(parents=True, exist_ok=True)

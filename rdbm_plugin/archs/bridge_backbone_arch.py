@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdbm_plugin.archs.rdbm_unet_arch import sinusoids, zero
+from rdbm_plugin.archs.rdbm_unet_arch import pad_to_multiple, sinusoids, zero
 from rdbm_plugin.config.options import build, check_int
 
 
@@ -25,6 +25,8 @@ class BridgeBackbone(nn.Module):
         backbone: Block of a network whose output has the size of its input.
         in_channels, out_channels: Of the backbone.
         num_in_ch: Channels of x_t, of mu and of the output each.
+        multiple: What the sides of the backbone's input must be multiples of (8 for Restormer; the window size for
+            SwinIR and its kin). Images are padded by reflection, and what is added is cut off again.
 
     Raises:
         OptionError: The backbone cannot be built, or a number is out of its range.
@@ -33,10 +35,11 @@ class BridgeBackbone(nn.Module):
     time_channels = 64
 
     def __init__(self, backbone: Mapping[str, Any], in_channels: int = 3, out_channels: int = 3,
-                 num_in_ch: int = 3) -> None:
+                 num_in_ch: int = 3, multiple: int = 1) -> None:
         super().__init__()
         from rdbm_plugin.basicsr_host.lookup import registered
         check_int('num_in_ch', num_in_ch, 1)
+        self.multiple = check_int('multiple', multiple, 1)
         self.backbone = build('backbone', backbone, registered('ARCH'))
         width = check_int('in_channels', in_channels, 1)
         self.head = nn.Conv2d(2 * num_in_ch, width, 3, padding=1)
@@ -48,5 +51,16 @@ class BridgeBackbone(nn.Module):
         """(N, num_in_ch, H, W) in about [-1, 1] and (N,) -> (N, num_in_ch, H, W); zero before training."""
         both = torch.cat([x_t, mu], dim=1)
         scale, shift = self.time(sinusoids(t, self.time_channels).to(x_t.dtype))[:, :, None, None].chunk(2, dim=1)
-        found = self.backbone(self.head(both) * (1 + scale) + shift)
+        found = self._through_backbone(pad_to_multiple(self.head(both) * (1 + scale) + shift, self.multiple))
         return self.tail(torch.cat([found[..., :mu.shape[-2], :mu.shape[-1]], both], dim=1))
+
+    def _through_backbone(self, x: Tensor) -> Tensor:
+        try:
+            return self.backbone(x)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            height, width = x.shape[-2:]
+            if height % 64 == width % 64 == 0 or 'memory' in str(error):
+                raise
+            raise RuntimeError(f'{type(self.backbone).__name__} cannot take {width}x{height} pixels: {error}. If it '
+                               'needs sides that are multiples of a number, set network_g: multiple (8 for Restormer, '
+                               'the window size for SwinIR and its kin).') from error

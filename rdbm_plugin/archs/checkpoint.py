@@ -27,6 +27,33 @@ def read_safely(path: str | Path) -> Any:
                           f'tensors): {reason}') from None
 
 
+def find_network(path: str | Path, key: str = 'path') -> Path:
+    """A checkpoint: ``path`` itself, or of an experiment's folder the best network, else the newest.
+
+    Args:
+        path: Of a file or a folder.
+        key: What names it in messages.
+
+    Raises:
+        OptionError: There is no such file, or no network in the folder.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise OptionError(f'{key}: no file {str(path)!r} (looked in {path.absolute()}).')
+    found = [each for each in (*path.glob('net_g_*.pth'), *path.glob('models/net_g_*.pth')) if each.is_file()]
+    for name in ('best', 'latest'):
+        for each in found:
+            if each.stem == f'net_g_{name}':
+                return each
+    numbered = {int(number): each for each in found if (number := each.stem.removeprefix('net_g_')).isdigit()}
+    if not numbered:
+        raise OptionError(f'{key}: {path}: no net_g_best.pth, net_g_latest.pth or net_g_NUMBER.pth in it or in its '
+                          'folder models.')
+    return numbered[max(numbered)]
+
+
 def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[str, Tensor]:
     """The parameters in a checkpoint, on the CPU.
 
@@ -41,16 +68,15 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     ==================  ============================================================================================
 
     Args:
-        path: The file.
+        path: The file, or the folder of an experiment, see :func:`find_network`.
         param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key. Of
             EMA's two networks ``params`` is the online one, anything else the average.
 
     Raises:
         OptionError: There is no such file, it is damaged, or in none of these layouts.
     """
-    if not Path(path).is_file():
-        raise OptionError(f'path: no checkpoint {str(path)!r} (looked in {Path(path).absolute()}).')
-    content = _read_safetensors(path) if Path(path).suffix == '.safetensors' else read_safely(path)
+    path = find_network(path)
+    content = _read_safetensors(path) if path.suffix == '.safetensors' else read_safely(path)
     if _is_of_mmengine(content):
         content = from_mmengine(content)
     for key in (param_key, 'params'):

@@ -6,22 +6,25 @@ import ast
 import difflib
 import hashlib
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rdbm_plugin.basicsr_host.registered import REGISTERED
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 
-REGISTRIES, SAFE, SCANS = 'registries', 'registries and safe YAML', 'scans'
+REGISTRIES, SAFE, SCANS, PLUGIN = 'registries', 'registries and safe YAML', 'scans', 'plugin'
 KINDS = {
     REGISTRIES: 'BasicSR with registries; the first line of our option files loads the plugin, and nothing has to be '
                 'installed into it',
     SAFE: 'BasicSR with registries and a safe YAML loader; needs a module that loads the plugin and lets the first '
           'line of our option files pass: --install-into',
     SCANS: 'a fork from before BasicSR had registries; needs modules that its scans find, and option files for its '
-           'training loop: --install-into'}
+           'training loop: --install-into',
+    PLUGIN: 'a package of its own on an installed BasicSR; the first line of our option files loads the plugin, and '
+            'nothing has to be installed into it'}
 """What each kind is, and how it finds the plugin."""
 BACKUP = '.rdbm-backup'
 _REMOVED = re.compile(r'^(\s*from torchvision\.transforms\.functional)_tensor( import )', re.MULTILINE)
@@ -50,15 +53,29 @@ _PACKAGE = 'basicsr/__init__.py'
 
 
 class Codebase(NamedTuple):
-    """A folder with a folder basicsr in it."""
+    """A folder with a folder basicsr in it, or with a training script that imports an installed BasicSR."""
 
     root: Path
     kind: str
     """One of KINDS."""
-    package: bool
+    package: bool = True
     """Whether basicsr/ has an __init__.py; without, a basicsr installed by pip hides it."""
-    outdated: list[Path]
+    outdated: Sequence[Path] = ()
     """Files that import what torchvision 0.17 has removed."""
+    script: str = 'basicsr/train.py'
+    """Its training script, within the folder."""
+    flag: str = '-opt'
+    """The script's argument that takes the option file."""
+    stages: bool = False
+    """Whether the script wants the stages of progressive training."""
+    pinned: str | None = None
+    """The BasicSR that a plugin asks for, as pip reads it, such as 'basicsr==1.3.4.9'."""
+    unfinished: bool = False
+    """Whether basicsr/version.py is missing, which its installation writes."""
+
+    def how_to_train(self, file: str) -> str:
+        """The command."""
+        return f'cd {self.root} && PYTHONPATH=. python {self.script} {self.flag} {file}'
 
 
 class Change(NamedTuple):
@@ -107,15 +124,48 @@ def look_at(root: str | Path) -> Codebase:
     """
     root = Path(root).expanduser().resolve()
     basicsr = root / 'basicsr'
-    if not basicsr.is_dir():
-        raise OptionError(f'{root}: no folder basicsr in it; expected the top folder of a BasicSR code base.')
     try:
+        scripts = [path for path in (basicsr / 'train.py', root / 'train.py', *sorted(root.glob('*/train.py')))
+                   if path.is_file() and _imports_basicsr(path)]
+        if not (basicsr.is_dir() or scripts):
+            raise OptionError(f'{root}: no folder basicsr in it, and no training script that imports an installed '
+                              'BasicSR; expected the top folder of a BasicSR code base.')
+        of_script = _of_script(root, scripts[0]) if scripts else {}
+        if not basicsr.is_dir():
+            return Codebase(root, PLUGIN, pinned=_pinned(root), **of_script)
         outdated = [path for path in sorted(basicsr.rglob('*.py')) if path.is_file() and _REMOVED.search(_text(path))]
-        return Codebase(root, _kind(basicsr), (root / _PACKAGE).is_file(), outdated)
+        package = root / _PACKAGE
+        unfinished = package.is_file() and '.version import' in _text(package) and not (basicsr / 'version.py').exists()
+        return Codebase(root, _kind(basicsr), package.is_file(), outdated, unfinished=unfinished, **of_script)
     except OptionError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
         raise OptionError(f'{basicsr}: cannot be read: {error}') from None
+
+
+_LONG = re.compile(r'add_argument\(\s*[\'"]--opt[\'"]')
+_REQUIREMENT = re.compile(r'\bbasicsr\s*(?:[=<>!~]=?=?\s*[\w.*]+(?:\s*,\s*[=<>!~]=?\s*[\w.*]+)*)?', re.IGNORECASE)
+
+
+def _of_script(root: Path, script: Path) -> dict[str, Any]:
+    text = _text(script)
+    return {'script': script.relative_to(root).as_posix(), 'flag': '--opt' if _LONG.search(text) else '-opt',
+            'stages': 'mini_batch_sizes' in text}
+
+
+def _imports_basicsr(path: Path) -> bool:
+    names = {name for node in ast.walk(ast.parse(path.read_bytes()))
+             for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+                          [node.module or ''] if isinstance(node, ast.ImportFrom) else [])}
+    return any(name.split('.')[0] == 'basicsr' for name in names)
+
+
+def _pinned(root: Path) -> str | None:
+    for name in ('requirements.txt', 'pyproject.toml', 'setup.cfg', 'setup.py'):
+        found = _REQUIREMENT.search(_text(root / name)) if (root / name).is_file() else None
+        if found:
+            return found[0].replace(' ', '')
+    return None
 
 
 def _kind(basicsr: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rdbm_plugin.basicsr_host import lookup
-from rdbm_plugin.basicsr_host.codebase import KINDS, installation, installed, look_at, mending, undoing
+from rdbm_plugin.basicsr_host.codebase import KINDS, PLUGIN, installation, installed, look_at, mending, undoing
 from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.option_keys import unknown_keys
 from rdbm_plugin.config.options import OptionError
@@ -93,7 +93,7 @@ def change_codebase(args: Namespace) -> None:
         if finding.level != 'ok':
             print(f'{finding.level}: {finding.message}')
     if args.install_into and (found.root / OPTIONS).is_file():
-        print(f'To train, in {found.root}: PYTHONPATH=. python basicsr/train.py -opt {OPTIONS}')
+        print(f'To train: {found.how_to_train(OPTIONS)}')
 
 
 def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
@@ -109,6 +109,19 @@ def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
         yield Finding('error', 'codebase', str(error))
         return
     yield Finding('ok', 'codebase', f'{found.root}: {KINDS[found.kind]}')
+    if found.kind == PLUGIN:
+        yield Finding('note', 'codebase', f'it asks for {found.pinned or "no BasicSR"} in its requirements; BasicSR '
+                                          f'1.3.4.9 to 1.4.2 work. To train: {found.how_to_train("OPTIONS.yml")}, with '
+                                          'an option file from the folder options of rdbm_plugin.')
+    if found.unfinished:
+        yield Finding('error', 'codebase', f'{found.root}/basicsr/version.py is missing, so that basicsr cannot be '
+                                           'imported: the first installation of the code base writes it; run there: '
+                                           'pip install --no-build-isolation -e .')
+    if found.stages:
+        yield Finding('note', 'codebase', f'{found.script} wants the stages of progressive training. One stage, for '
+                                          'all code bases that have them, in datasets: train: "iters: [500000]" as '
+                                          'total_iter, "gt_sizes: [256]" as gt_size, "mini_batch_sizes: [20]" as '
+                                          'batch_size_per_gpu.')
     # Not by find_spec of the module itself: within rdbm it can be imported always.
     torchvision = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
     if found.outdated and not any(Path(each, 'transforms/functional_tensor.py').is_file() for each in torchvision):

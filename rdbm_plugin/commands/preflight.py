@@ -8,7 +8,15 @@ from typing import Any
 from rdbm_plugin.basicsr_host.lookup import registered
 from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError, check_block, check_choice, check_keys
-from rdbm_plugin.models.option_checks import check_bridge, check_metrics, check_network, check_schedule, check_unknown
+from rdbm_plugin.data.inspection import check_headers
+from rdbm_plugin.models.option_checks import (
+    check_bridge,
+    check_devices,
+    check_metrics,
+    check_network,
+    check_schedule,
+    check_unknown,
+)
 
 
 def check_foreign_model(opt: Mapping[str, Any]) -> None:
@@ -34,7 +42,10 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> Non
         if dataset.get('persistent_workers') and dataset.get('phase') == 'train':
             raise OptionError(f'{where}: persistent_workers: true would lose the order of the images; for fewer '
                               'starts of workers make epochs longer by dataset_enlarge_ratio.')
-        check_batches(len(cls(dataset)), dataset, ranks)
+        built = cls(dataset)
+        check_batches(len(built), dataset, ranks)
+        if dataset.get('phase') == 'train':
+            check_headers(built, where)
         return
     for key, value in dataset.items():
         if value is not None and key.startswith(('dataroot', 'meta_info_file')):
@@ -49,7 +60,7 @@ def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
     first, own = ((check_unknown,), (check_bridge, check_network)) if ours else ((), (check_foreign_model,))
-    for check in (*first, check_values, *own, check_schedule, check_metrics):
+    for check in (*first, check_values, check_devices, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset, opt.get('world_size', 1))

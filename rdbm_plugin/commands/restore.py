@@ -24,8 +24,10 @@ def arguments() -> Namespace:
     parser = ArgumentParser(prog='rdbm restore', description='Restore images of any size with trained weights.')
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='files, folders (with sub-folders) or patterns')
     parser.add_argument('-o', '--out', required=True, help='folder for the restored images, or a file for one input')
-    parser.add_argument('--checkpoint', help='weights of a training run (default: those that come with the package)')
+    parser.add_argument('--checkpoint', help='weights of a training run, or its folder (default: those that come with '
+                                             'the package)')
     parser.add_argument('--opt', help='its option file (default: found beside the weights)')
+    parser.add_argument('--other-bridge', action='store_true', help='allow --opt with another bridge than the trained')
     parser.add_argument('--param-key', default='params_ema', help='params_ema or params')
     parser.add_argument('--steps', type=int, help='network evaluations (default: as in the option file)')
     parser.add_argument('--solver', choices=SOLVERS, help='default: as in the option file')
@@ -117,9 +119,9 @@ def restore_file(restore: Restorer, source: Path, target: Path, beside: Path, ar
         bar.n = begun + share
         bar.refresh()
 
-    before = read_photo(source, args.max_megapixels)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
+        before = read_photo(source, args.max_megapixels)
         after = before.with_rgb(restore(to_float(before.rgb), args.seed, show))
     for warning in caught:
         bar.write(f'{source}: {warning.message}', file=sys.stderr)
@@ -134,11 +136,12 @@ def main() -> int:
     files, faults = plan(args.inputs, args.out)
     for fault in faults:
         print(f'rdbm restore: {fault}', file=sys.stderr)
-    failed = len(faults)
     if files:
         restore = Restorer(args.checkpoint, args.opt, param_key=args.param_key, steps=args.steps, solver=args.solver,
                            tile=args.tile, overlap=args.tile_overlap, memory=args.memory, device=args.device,
-                           dtype=args.dtype)
+                           dtype=args.dtype, other_bridge=args.other_bridge)
+        if args.checkpoint and Path(args.checkpoint).is_dir():
+            print(f'Weights: {restore.checkpoint}')
     restored = 0
     with tqdm(total=len(files), desc='Restoring', bar_format=BAR) as bar:
         for number, ((source, target), beside) in enumerate(zip(files, beside_all([each for _, each in files])), 1):
@@ -147,10 +150,10 @@ def main() -> int:
                 restore_file(restore, source, target, beside, args, bar)
                 restored += 1
             except (ImageError, RuntimeError, MemoryError) as error:
-                failed += 1
-                bar.write(f'rdbm restore: {error if isinstance(error, ImageError) else f"{source}: {error}"}',
-                          file=sys.stderr)
+                faults.append(str(error) if isinstance(error, ImageError) else f'{source}: {error}')
+                bar.write(f'rdbm restore: {faults[-1]}', file=sys.stderr)
             bar.n = number
             bar.refresh()
-    print(f'{restored} of {len(files)} images restored to {args.out}')
-    return int(failed > 0)
+    more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+    print(f'{restored} of {len(files)} images restored to {args.out}' + (f'; {faults[0]}{more}' if faults else ''))
+    return int(bool(faults))

@@ -60,7 +60,7 @@ KEYS: dict[str, dict[str, Kind | None]] = {
               'pixel_opt': _optional(_block), 'perceptual_opt': _optional(_block)},
     'val': {'val_freq': _interval, 'save_img': _switch, 'pbar': _switch, 'suffix': _optional(_text),
             'sampler': _optional(_block), 'metrics': _optional(_block), 'tile': None, 'tile_overlap': None,
-            'rgb2bgr': _switch, 'use_image': _switch},
+            'other_bridge': _switch, 'rgb2bgr': _switch, 'use_image': _switch},
     'logger': {'print_freq': _interval, 'save_checkpoint_freq': _interval, 'keep_last': _optional(_int(1)),
                'keep_best': _optional(_text), 'use_tb_logger': _optional(_switch), 'wandb': _optional(_block)},
     'path': {'pretrain_network_g': _optional(_text), 'param_key_g': _optional(_text),

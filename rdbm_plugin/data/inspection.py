@@ -1,17 +1,20 @@
-"""Looking at every image of a data set before training does."""
+"""Looking at the images of a data set before training does: all of each, or headers alone."""
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb
-from rdbm_plugin.data.universal_paired_dataset import Task, read_task
+from rdbm_plugin.data.universal_paired_dataset import Task, UniversalPairedDataset, read_task
 
 SHOWN = 5
 """Names listed in one finding."""
@@ -129,6 +132,57 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
             made = dataset.get('type') == 'SyntheticUniversalDataset'
             yield Finding('warning' if made else 'error', where, f'{len(small)} images are smaller than gt_size {size}'
                           + (' and will be enlarged' if made else '') + f': {names(small)}')
+
+
+def check_headers(dataset: Dataset, where: str) -> None:
+    """Look at the headers of a training set of ours, before training meets what it cannot use.
+
+    Of more than ``HEADERS`` files so many, evenly spread, are looked at; LMDBs hold what was looked at when written.
+
+    Raises:
+        OptionError: More images than ``max_bad_share`` cannot be used, or crops are larger than most images.
+    """
+    if isinstance(dataset, UniversalPairedDataset):
+        sources = [source for task in dataset.tasks for source in (task.gt, task.lq)]
+    else:
+        sources = getattr(dataset.clean, 'sources', [dataset.clean])
+    files = [(source, index) for source in sources if isinstance(source, ImageSource) and not source.is_lmdb
+             for index in range(len(source))]
+    files = files[::-(-len(files) // HEADERS) or 1]
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(lambda file: _look_at_header(*file), files))
+    bad = [look.fault for look in looks if look.fault]
+    if len(bad) > dataset.max_bad_share * len(looks):
+        raise OptionError(f'{where}: {len(bad)} of {len(looks)} images cannot be used, more than max_bad_share '
+                          f'{dataset.max_bad_share:g} allows: {names(bad)}')
+    size = dataset.gt_size
+    small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks if not look.fault and min(look.size) < size]
+    if len(small) > len(looks) / 2:
+        batch = dataset.opt.get('batch_size_per_gpu', 1)
+        raise OptionError(f'{where}: gt_size: found {size}, larger than {len(small)} of {len(looks)} images '
+                          f'({small[0]}); a batch of {batch} pairs takes {batch * 24 * size**2 / 2**20:,.0f} MiB '
+                          'before any network. Write a gt_size that fits the images, or take larger images.')
+
+
+HEADERS = 2000
+END_MARKS = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
+
+
+def _look_at_header(source: ImageSource, index: int) -> Look:
+    name = source.path(index)
+    try:
+        with Image.open(name) as image, open(name, 'rb') as file:
+            size = image.size[::-1]
+            file.seek(max(0, Path(name).stat().st_size - 64))
+            if END_MARKS.get(image.format, b'') in file.read():
+                return Look(name, None, size)
+    # Pillow's decoders raise whatever Python raises at a damaged file; OpenCV has the last word.
+    except Exception:
+        pass
+    try:
+        return Look(name, None, source.decode(index).shape[:2])
+    except ImageError as error:
+        return Look(name, str(error))
 
 
 def inspect_data(datasets: Mapping[str, Mapping[str, Any]], given: Iterable[str] = ()) -> Iterator[Finding]:

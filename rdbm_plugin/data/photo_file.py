@@ -48,7 +48,7 @@ class Photo:
 
 
 def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
-    """Read an image file of any common format.
+    """Read an image file of any common format; warns if it has further pages or frames, which are not read.
 
     Raises:
         ImageError: It cannot be read or decoded, or is larger than ``max_megapixels``.
@@ -73,6 +73,10 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
             raise ImageError(f'{path}: has {megapixels:.0f} megapixels, more than the limit of {max_megapixels:g}; '
                              'raise it with --max-megapixels if that is meant.')
         decode_rgb(content, str(path))
+        pages = getattr(image, 'n_frames', 1)
+        if pages > 1:
+            warnings.warn(f'has {pages} pages or frames, of which the first alone is read; split the file to restore '
+                          'the others.', stacklevel=2)
         try:
             return _decoded(content, image)
         except Exception as error:

@@ -11,8 +11,20 @@ from basicsr.utils import get_root_logger
 from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.data.image_source import SUFFIXES
+from rdbm_plugin.data.inspection import names
 from rdbm_plugin.evaluation import page, pictures
-from rdbm_plugin.evaluation.methods import Example, Method, Picture, examples, find_picture, read_sets, run
+from rdbm_plugin.evaluation.methods import (
+    Example,
+    Method,
+    Picture,
+    examples,
+    find_picture,
+    folders_of,
+    read_picture,
+    read_sets,
+    run,
+)
 from rdbm_plugin.evaluation.results import (
     ImageScore,
     SetScore,
@@ -67,18 +79,27 @@ class Comparison:
                     get_root_logger().error(f'{method.name} failed:\n{traceback.format_exc()}')
 
     def score(self, methods: Sequence[Method], page_images: int) -> None:
-        """Score all pictures as they are on disk."""
-        total = sum(map(len, self.sets.values()))
+        """Score all pictures as they are on disk.
+
+        A method that was run here must have all of them. Of a folder of finished results those that fit are taken.
+        """
+        self.total = sum(map(len, self.sets.values()))
         counts: dict[str, int] = {}
-        for example in tqdm(examples(self.sets), total=total, desc='Score', unit='image', leave=False):
+        used: dict[str, set[Path]] = {method.name: set() for method in methods}
+        for example in tqdm(examples(self.sets), total=self.total, desc='Score', unit='image', leave=False):
             pictures = {DEGRADED: example.degraded}
             for method in methods:
                 if method.fault:
                     continue
                 try:
-                    pictures[method.name] = self._picture(method, example)
+                    path = find_picture(method.folder, example.dataset, example.name)
+                    used[method.name].add(path)
+                    pictures[method.name] = read_picture(path, example.clean)
                 except OptionError as error:
-                    method.fault = str(error)
+                    if method.opt is None:
+                        method.gaps.append(str(error))
+                    else:
+                        method.fault = str(error)
             for name, picture in pictures.items():
                 if example.clean is not None and picture.shape != example.clean.shape:
                     continue
@@ -88,14 +109,22 @@ class Comparison:
             counts[example.dataset] = counts.get(example.dataset, 0) + 1
             if counts[example.dataset] <= page_images:
                 self._show(example, pictures)
+        for method in methods:
+            if method.opt is None and not method.fault:
+                self._note_gaps(method, used[method.name])
 
-    def _picture(self, method: Method, example: Example) -> Picture:
-        picture = find_picture(method.folder, example.dataset, example.name)
-        if example.clean is not None and picture.shape != example.clean.shape:
-            sizes = [f'{each.shape[1]}x{each.shape[0]}' for each in (picture, example.clean)]
-            raise OptionError(f'{method.folder}: {example.dataset}/{example.name} is {sizes[0]}, but its ground truth '
-                              f'{sizes[1]}.')
-        return picture
+    def _note_gaps(self, method: Method, used: set[Path]) -> None:
+        if method.name not in self.found:
+            method.fault = method.gaps[0]
+            return
+        there = {path for dataset in self.sets for folder in folders_of(method.folder, dataset)
+                 for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES}
+        others = sorted(str(path.relative_to(method.folder)) for path in there - used)
+        if others:
+            method.gaps.append(f'{method.folder}: {len(others)} pictures belong to no test image: {names(others)}')
+
+    def _images(self, name: str) -> int:
+        return sum(map(len, self.found[name].values()))
 
     def _show(self, example: Example, pictures: Mapping[str, Picture]) -> None:
         last = {name: sets[example.dataset][-1].restored for name, sets in self.found.items()
@@ -107,7 +136,9 @@ class Comparison:
     def rows(self, methods: Sequence[Method]) -> list[Scores]:
         """Means of the degraded images and of every method that did not fail."""
         costs = {method.name: method.cost for method in methods if not method.fault}
-        return [Scores(name, {dataset: each.restored for dataset, each in with_average(
+        incomplete = {name: f'{name} ({self._images(name)} of {self.total} images)' for name in costs
+                      if self._images(name) < self.total}
+        return [Scores(incomplete.get(name, name), {dataset: each.restored for dataset, each in with_average(
                     {dataset: SetScore.of(images) for dataset, images in sets.items()}).items()}, costs.get(name))
                 for name, sets in self.found.items() if name == DEGRADED or name in costs]
 
@@ -115,6 +146,8 @@ class Comparison:
         """Write tables, grid and page, and print the tables."""
         rows = self.rows(methods)
         faults = {method.name: method.fault for method in methods if method.fault}
+        gaps = {method.name: method.gaps for method in methods if method.gaps and not method.fault}
+        protocols = [protocol(name, block) for name, block in self.metrics.items()]
         plain_tables = [metric_table(rows, metric, better) for metric, better in self.better.items()]
         costs = cost_table(rows)
         text = '\n\n'.join(aligned(table) for table in [*plain_tables, costs] if len(table) > 1)
@@ -126,17 +159,24 @@ class Comparison:
             [name, dataset, each.image, *map(repr, each.restored.values())]
             for name, sets in self.found.items() for dataset, images in sets.items() for each in images)])
         # Markdown has no underline of its own; the page reads the first form.
-        (self.out / 'table.md').write_text('\n'.join(map(markdown, marked['<u>{}</u>'])), encoding='utf-8')
-        (self.out / 'table.tex').write_text(latex(rows, self.better), encoding='utf-8')
-        about = {'test sets and metrics from': self.file, 'metrics': self.metrics,
+        (self.out / 'table.md').write_text('\n'.join([*map(markdown, marked['<u>{}</u>']), *(
+            f'- {line}' for line in protocols), '']), encoding='utf-8')
+        (self.out / 'table.tex').write_text(latex(rows, self.better) + ''.join(
+            f'% {line}\n' for line in protocols), encoding='utf-8')
+        about = {'test sets and metrics from': self.file, 'metrics': self.metrics, 'left out': gaps,
                  'multiply-adds': 'of one evaluation at 3x256x256', 'versions': versions(),
                  'options': {method.name: method.opt for method in methods if method.opt}}
         content = {'faults': faults, 'rows': [row._asdict() for row in rows], **about}
         (self.out / 'comparison.json').write_text(json.dumps(plain(content), indent=1), encoding='utf-8')
-        title = f'Comparison of {", ".join(method.name for method in methods)}'
-        page.write_page(self.out / 'page.html', title, marked['__{}__'], self.shown, faults, about)
+        title = 'Comparison of ' + (', '.join(method.name for method in methods) if len(methods) <= 3 else
+                                    f'{len(methods)} methods')
+        notes = [f'{name}: {gap}' for name, each in gaps.items() for gap in each]
+        page.write_page(self.out / 'page.html', title, marked['__{}__'], self.shown, faults, [*protocols, *notes],
+                        about)
         self._write_grid(faults)
-        print(text)
+        print(text, '', *protocols, sep='\n')
+        for name, each in gaps.items():
+            print(f'\n{name}: {len(each)} gaps: {names(each)}')
         for name, fault in faults.items():
             print(f'\n{name} failed: {fault}')
         print(f'\n{self.out / "page.html"}')
@@ -147,6 +187,12 @@ class Comparison:
         columns = [name for name in next(iter(self.crops.values())) if name not in faults]
         grid = pictures.picture_grid(rows, columns)
         cv2.imwrite(str(self.out / 'crops.png'), grid[..., ::-1])
+
+
+def protocol(name: str, block: Mapping[str, Any]) -> str:
+    """How the numbers of a metric were made, for the line under a table."""
+    options = ', '.join(f'{key} {value}' for key, value in block.items() if key != 'type')
+    return f'{name}: {block["type"]}' + (f' ({options})' if options else '')
 
 
 def zoomed(example: Example, pictures: Mapping[str, Picture]) -> dict[str, Picture]:

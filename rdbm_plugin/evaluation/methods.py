@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from basicsr.utils import tensor2img
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
+from rdbm_plugin.archs.checkpoint import find_network
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.evaluation.cost import Cost, measure
@@ -40,6 +41,8 @@ class Method:
     cost: Cost | None = None
     fault: str | None = None
     """Why it failed."""
+    gaps: list[str] = field(default_factory=list)
+    """Of a folder of finished results: what is missing from it or does not fit, and is left out."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None]
 
 def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
     """Of everything that the restored pictures follow from."""
-    checkpoint = Path(opt['path']['pretrain_network_g'])
+    checkpoint = find_network(opt['path']['pretrain_network_g'])
     parts = {key: opt.get(key) for key in ('model_type', 'manual_seed', 'bridge', 'network_g', 'scale')}
     parts['val'] = {key: value for key, value in (opt.get('val') or {}).items() if key not in ('metrics', 'pbar')}
     parts['sets'] = {name: {key: value for key, value in images.opt.items() if key != 'phase'}
@@ -128,14 +131,18 @@ def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
     return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()
 
 
-def find_picture(folder: Path, dataset: str, name: str) -> Picture:
-    """The restored picture of a test image, BGR.
+def folders_of(folder: Path, dataset: str) -> list[Path]:
+    """Where the restored pictures of a test set may lie."""
+    return [root for root in (folder / 'visualization' / dataset, folder / dataset) if root.is_dir()]
+
+
+def find_picture(folder: Path, dataset: str, name: str) -> Path:
+    """The file with the restored picture of a test image.
 
     Raises:
         OptionError: There is none, or several could be meant.
     """
-    roots = [root for root in (folder / 'visualization' / dataset, folder / dataset) if root.is_dir()]
-    for root in roots:
+    for root in folders_of(folder, dataset):
         parent = root / Path(name).parent
         stem = escape(Path(name).name)
         found: list[Path] = []
@@ -145,12 +152,24 @@ def find_picture(folder: Path, dataset: str, name: str) -> Picture:
             raise OptionError(f'{folder}: {len(found)} pictures could be {dataset}/{name}: '
                               f'{", ".join(path.name for path in sorted(found)[:3])}; keep one.')
         if found:
-            picture = cv2.imread(str(found[0]), cv2.IMREAD_COLOR)
-            if picture is None:
-                raise OptionError(f'{found[0]}: not a readable image.')
-            return picture
+            return found[0]
     raise OptionError(f'{folder}: no picture of {dataset}/{name}; expected {dataset}/{name}.png or '
                       f'visualization/{dataset}/{name}_SUFFIX.png.')
+
+
+def read_picture(path: Path, clean: Picture | None) -> Picture:
+    """A restored picture, BGR.
+
+    Raises:
+        OptionError: It cannot be read, or has another size than the ground truth.
+    """
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise OptionError(f'{path}: not a readable image.')
+    if clean is not None and picture.shape != clean.shape:
+        found, wanted = (f'{each.shape[1]}x{each.shape[0]}' for each in (picture, clean))
+        raise OptionError(f'{path}: is {found}, but its ground truth {wanted}.')
+    return picture
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

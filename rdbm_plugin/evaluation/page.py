@@ -55,7 +55,7 @@ def picture_entry(dataset: str, name: str, pictures: Mapping[str, Picture], clea
 
 
 def write_page(path: Path, title: str, tables: Sequence[Table], images: Sequence[Mapping[str, Any]],
-               faults: Mapping[str, str], about: Mapping[str, Any]) -> None:
+               faults: Mapping[str, str], notes: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write the page.
 
     Args:
@@ -64,9 +64,10 @@ def write_page(path: Path, title: str, tables: Sequence[Table], images: Sequence
         tables: Each sortable by its columns.
         images: Of :func:`picture_entry`.
         faults: Method -> why it failed.
+        notes: Lines under the tables: how numbers were made, and what was left out.
         about: Protocols, versions and the like, shown at the end.
     """
-    content = plain({'title': title, 'tables': tables, 'images': images, 'faults': faults,
+    content = plain({'title': title, 'tables': tables, 'images': images, 'faults': faults, 'notes': notes,
                      'about': json.dumps(plain(about), indent=1)})
     # No text in the data may end the script element that holds it.
     data = json.dumps(content).replace('<', '\\u003c')

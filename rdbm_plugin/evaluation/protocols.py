@@ -1,8 +1,10 @@
 """Metric protocols under names of their own, so that a table can say how it was measured.
 
 They stand in BasicSR's METRIC_REGISTRY and take what BasicSR gives: BGR images, (H, W, 3) uint8, restored and clean.
-All take ``crop_border``, pixels left out at each side, and BasicSR's ``better`` (``higher`` or ``lower``).
+All take ``crop_border``, pixels left out at each side, and BasicSR's ``better`` (``higher`` or ``lower``). None asks
+the surrounding code base, whose functions of the same name differ: a protocol gives the same number everywhere.
 """
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -10,17 +12,37 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
 
 from rdbm_plugin.config.options import OptionError, suggest
 
 Image = NDArray[np.uint8]
 
 
+def psnr(image: NDArray[Any], clean: NDArray[Any], crop_border: int) -> float:
+    """10 log10(255^2 / MSE) in float64, the mean over all pixels and channels; inf for equal images."""
+    error = np.square(_crop(image, crop_border).astype(np.float64) - _crop(clean, crop_border)).mean()
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def ssim(image: NDArray[Any], clean: NDArray[Any], crop_border: int) -> float:
+    """SSIM of the authors' code: population covariance, border of the window left out, mean over channels.
+
+    Raises:
+        ValueError: An image without its border is smaller than 11 pixels.
+    """
+    pair = [_crop(each, crop_border).astype(np.float64) for each in (image, clean)]
+    if min(pair[0].shape[:2]) < 11:
+        raise ValueError(f'ssim: found {pair[0].shape[1]}x{pair[0].shape[0]} pixels without the border; expected at '
+                         'least 11x11.')
+    return float(structural_similarity(*pair, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                       data_range=255, channel_axis=2 if pair[0].ndim == 3 else None))
+
+
 def psnr_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """PSNR in dB over all three channels, peak 255."""
-    return calculate_psnr(img, img2, crop_border)
+    return psnr(img, img2, crop_border)
 
 
 def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
@@ -28,17 +50,17 @@ def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'highe
 
     Images must be at least 11 pixels high and wide without the border.
     """
-    return calculate_ssim(img, img2, crop_border)
+    return ssim(img, img2, crop_border)
 
 
 def psnr_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """PSNR in dB on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
-    return calculate_psnr(matlab_y(img), matlab_y(img2), crop_border)
+    return psnr(matlab_y(img), matlab_y(img2), crop_border)
 
 
 def ssim_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """SSIM on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
-    return calculate_ssim(matlab_y(img), matlab_y(img2), crop_border)
+    return ssim(matlab_y(img), matlab_y(img2), crop_border)
 
 
 def psnr_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
@@ -46,12 +68,12 @@ def psnr_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'h
 
     Some papers on low light report it (LLFlow, Retinexformer). It is to be named wherever it is printed.
     """
-    return calculate_psnr(match_mean(img, img2), img2, crop_border)
+    return psnr(match_mean(img, img2), img2, crop_border)
 
 
 def ssim_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """SSIM after the restored image got the mean brightness of the clean one; see :func:`psnr_gt_mean`."""
-    return calculate_ssim(match_mean(img, img2), img2, crop_border)
+    return ssim(match_mean(img, img2), img2, crop_border)
 
 
 def lpips(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower') -> float:
@@ -136,5 +158,5 @@ def _device() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def _crop(image: Image, border: int) -> Image:
+def _crop(image: NDArray[Any], border: int) -> NDArray[Any]:
     return image[border:image.shape[0] - border, border:image.shape[1] - border]

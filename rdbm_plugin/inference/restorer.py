@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdbm_plugin.archs.checkpoint import load_weights
+from rdbm_plugin.archs.checkpoint import find_network, load_weights
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.precision import HALVES, working_in
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
@@ -25,6 +25,7 @@ from rdbm_plugin.bridge import BRIDGES, build_bridge
 from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError, build, check_choice, check_int, check_number
 from rdbm_plugin.inference.tiling import OVERLAP, SMALLEST, TiledNetwork, tile_for
+from rdbm_plugin.inference.training_options import check_trained_bridge, find_options
 from rdbm_plugin.samplers import SAMPLERS, build_sampler
 from rdbm_plugin.samplers.sampler import Network
 
@@ -42,7 +43,8 @@ class Restorer:
     """Restores degraded images with a trained network.
 
     Args:
-        checkpoint: Weights of a training run; default: those that come with the package.
+        checkpoint: Weights of a training run, or the folder of its experiment: the best network in it, else the
+            newest; default: those that come with the package.
         opt: Option file of that run; default: the one beside the checkpoint or in the folder of its experiment, where
             BasicSR copies it.
         param_key: Weights to take from the file, ``params_ema`` or ``params``.
@@ -54,6 +56,7 @@ class Restorer:
             GPU.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``float32``, ``bf16`` or ``fp16``: precision of the network.
+        other_bridge: Allow an ``opt`` whose bridge is not the one that the network was trained with.
 
     Raises:
         OptionError: Naming the argument, file or key, what was found and what is expected.
@@ -62,12 +65,12 @@ class Restorer:
     def __init__(self, checkpoint: str | Path | None = None, opt: str | Path | None = None, *,
                  param_key: str = 'params_ema', steps: int | None = None, solver: str | None = None,
                  tile: int | str = 'auto', overlap: int = OVERLAP, memory: float | None = None, device: str = 'auto',
-                 dtype: str = 'float32') -> None:
-        self.checkpoint = Path(checkpoint) if checkpoint else SHIPPED
-        if not self.checkpoint.is_file():
-            raise OptionError(f'checkpoint: no file {str(self.checkpoint)!r} (looked in {self.checkpoint.absolute()}).')
+                 dtype: str = 'float32', other_bridge: bool = False) -> None:
+        self.checkpoint = find_network(checkpoint or SHIPPED, 'checkpoint')
         self.opt_file = Path(opt) if opt else find_options(self.checkpoint)
         options = read_option_file(self.opt_file, plugins=False, needed=('network_g',))
+        if opt and not other_bridge:
+            check_trained_bridge(self.checkpoint, options.get('bridge'), 'other_bridge=True, --other-bridge')
         self.device = _device(device)
         self.dtype = DTYPES[check_choice('dtype', dtype, DTYPES)]
         self.bridge = build_bridge(options.get('bridge'), _registered('BRIDGE', BRIDGES, options.get('bridge')))
@@ -156,22 +159,6 @@ class Restorer:
             with working_in(self.dtype, self.device):
                 return tiles(x_t, mu, t).float()
         return evaluate
-
-
-def find_options(checkpoint: Path) -> Path:
-    """The option file of a checkpoint: beside it under its name, or in the folder of its experiment.
-
-    Raises:
-        OptionError: There is none, or several.
-    """
-    beside = checkpoint.with_suffix('.yml')
-    if beside.is_file():
-        return beside
-    found = sorted(checkpoint.parent.parent.glob('*.yml')) if checkpoint.parent.name == 'models' else []
-    if len(found) != 1:
-        names = f'found {", ".join(path.name for path in found)}' if found else 'found none'
-        raise OptionError(f'opt: {names} for {checkpoint}; name the option file it was trained with (--opt).')
-    return found[0]
 
 
 def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from basicsr.models import lr_scheduler
 
-from rdbm_plugin.archs.checkpoint import check_fits, read_parameters
+from rdbm_plugin.archs.checkpoint import check_fits, find_network, read_parameters
 from rdbm_plugin.archs.precision import PRECISIONS
 from rdbm_plugin.basicsr_host.lookup import metric_arguments, registered
 from rdbm_plugin.bridge import ResidualBridge, build_bridge
@@ -23,6 +23,7 @@ from rdbm_plugin.config.options import (
 )
 from rdbm_plugin.evaluation.protocols import check_protocol
 from rdbm_plugin.inference.tiling import SMALLEST
+from rdbm_plugin.inference.training_options import check_trained_bridge
 from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
@@ -74,6 +75,7 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
         if isinstance(value, str) and key != 'type':
             raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
                               '!!float 1e-4.')
+        _check_optimizer_number(f'train: optim_g: {key}', key, value)
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
     cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
     check_keys(where, {'optimizer': None, **scheduler}, cls)
@@ -81,12 +83,38 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
         values = scheduler.get(key, [])
         if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
             raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers.')
+        lowest = 1 if key == 'periods' else 0
+        if any(not lowest <= value < math.inf for value in values):
+            raise OptionError(f'{where}: {key}: found {values!r}; expected numbers of at least {lowest}.')
+    for key, low in (('eta_min', 0), ('gamma', 0)):
+        check_number(f'{where}: {key}', scheduler.get(key, 0), low)
     marks = 'periods' if 'periods' in scheduler else 'restarts'
     if len(scheduler.get(marks, [0])) != len(scheduler.get('restart_weights', [1])):
         raise OptionError(f'{where}: restart_weights: expected as many as {marks}.')
     if sum(scheduler.get('periods', [train['total_iter']])) < train['total_iter']:
         raise OptionError(f'{where}: periods: found {scheduler["periods"]}, which end before total_iter '
                           f'{train["total_iter"]}; BasicSR would fail there.')
+
+
+def _check_optimizer_number(where: str, key: str, value: Any) -> None:
+    if key == 'lr':
+        check_number(where, value, above=0)
+    elif key in ('weight_decay', 'eps', 'momentum'):
+        check_number(where, value, 0)
+    elif key == 'betas':
+        if not isinstance(value, (list, tuple)):
+            raise OptionError(f'{where}: found {value!r}; expected a list such as [0.9, 0.99].')
+        for beta in value:
+            if check_number(where, beta, 0, 1) == 1:
+                raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
+
+
+def check_devices(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if more GPUs are asked for than there are."""
+    wanted, there = opt.get('num_gpu'), torch.cuda.device_count()
+    if isinstance(wanted, int) and wanted > there:
+        raise OptionError(f'num_gpu: found {wanted}, but torch {torch.__version__} sees {there} GPUs; write "num_gpu: '
+                          f'auto" for all there are' + ('.' if there else ', or "num_gpu: 0" for the CPU.'))
 
 
 def check_metrics(opt: Mapping[str, Any]) -> None:
@@ -109,7 +137,7 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
 
 
 def check_network(opt: Mapping[str, Any]) -> None:
-    """Check network_g and that the checkpoint to start from fits it."""
+    """Check network_g, that the checkpoint to start from fits it, and in a test that it knows the bridge."""
     state = (opt.get('path') or {}).get('resume_state')
     if state is not None and not Path(state).is_file():
         raise OptionError(f'path: resume_state: no file {state!r} (looked in {Path(state).absolute()}).')
@@ -121,8 +149,12 @@ def check_network(opt: Mapping[str, Any]) -> None:
         net = build('network_g', check_block(opt, 'network_g'), registered('ARCH'))
     path = opt.get('path') or {}
     checkpoint = path.get('pretrain_network_g')
-    if checkpoint is not None and path.get('strict_load_g', True):
+    if checkpoint is None:
+        return
+    if path.get('strict_load_g', True):
         check_fits(checkpoint, read_parameters(checkpoint, path.get('param_key_g', 'params')), net)
+    if 'train' not in opt and not (opt.get('val') or {}).get('other_bridge'):
+        check_trained_bridge(find_network(checkpoint), opt.get('bridge'), '"val: other_bridge: true"')
 
 
 def check_bridge(opt: Mapping[str, Any]) -> None:
@@ -149,7 +181,7 @@ def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
     first = (check_unknown,) if strict else ()
-    for check in (*first, check_values, check_bridge, check_network, check_schedule, check_metrics):
+    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics):
         check(opt)
 
 

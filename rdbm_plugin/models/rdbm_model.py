@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rdbm_plugin.archs.checkpoint import check_fits, read_parameters
+from rdbm_plugin.archs.checkpoint import check_fits, find_network, read_parameters
 from rdbm_plugin.archs.precision import computes_bf16
 from rdbm_plugin.basicsr_host.lookup import registered
 from rdbm_plugin.bridge import build_bridge
@@ -237,7 +237,7 @@ class RDBMModel(BasicSRModel):
         parameters = read_parameters(load_path, param_key)
         if strict:
             check_fits(load_path, parameters, net)
-        get_root_logger().info(f'Loading {type(net).__name__} from {load_path}, {param_key}.')
+        get_root_logger().info(f'Loading {type(net).__name__} from {find_network(load_path)}, {param_key}.')
         self._print_different_keys_loading(net, parameters, strict)
         net.load_state_dict(parameters, strict=strict)
 

@@ -1,8 +1,11 @@
-"""Size, shape and start of the U-Net."""
+"""Size, shape and start of the U-Net, and the wrapper around other networks."""
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from rdbm_plugin import OptionError, RDBMUNet
+from rdbm_plugin.archs.bridge_backbone_arch import BridgeBackbone
 from rdbm_plugin.archs.complexity import giga_multiply_adds
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS
 from rdbm_plugin.config.options import build
@@ -106,3 +109,37 @@ def test_bad_options_are_named(block, words):
         build('network_g', block, {'RDBMUNet': RDBMUNet})
     for word in words:
         assert word in str(error.value)
+
+
+class Unshuffling(nn.Module):
+    """As Restormer, it takes multiples of 8 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return functional.pixel_shuffle(functional.pixel_unshuffle(self.same(x), 8), 8)
+
+
+def backbone_of(**options):
+    from basicsr.utils.registry import ARCH_REGISTRY
+    if 'Unshuffling' not in ARCH_REGISTRY:
+        ARCH_REGISTRY.register(Unshuffling)
+    torch.manual_seed(0)
+    return BridgeBackbone({'type': 'Unshuffling'}, **options)
+
+
+def test_a_backbone_that_does_not_pad_gets_multiples():
+    x_t, mu, t = torch.rand(1, 3, 21, 45), torch.rand(1, 3, 21, 45), torch.tensor([50.0])
+    with pytest.raises(RuntimeError, match=r'Unshuffling cannot take 45x21 pixels: .*network_g: multiple'):
+        backbone_of()(x_t, mu, t)
+    net = backbone_of(multiple=8)
+    torch.nn.init.normal_(net.tail.weight)
+    out = net(x_t, mu, t)
+    assert out.shape == x_t.shape and out.std() > 0
+    # The backbone is 1x1 and unshuffling is undone, so that padding may not be seen within the picture.
+    whole = backbone_of(multiple=1)
+    whole.load_state_dict(net.state_dict())
+    padded = [functional.pad(each, (0, 3, 0, 3), mode='reflect') for each in (x_t, mu)]
+    torch.testing.assert_close(out[..., :20, :44], whole(*padded, t)[..., :20, :44])

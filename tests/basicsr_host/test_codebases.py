@@ -7,10 +7,20 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY, basicsr_into, command, doctor, forced, short
-from fork import make_fork
+from fork import FLAGS, make_fork
 
 from rdbm_plugin.basicsr_host import lookup
-from rdbm_plugin.basicsr_host.codebase import REGISTRIES, SAFE, SCANS, Codebase, installation, look_at, mending, undoing
+from rdbm_plugin.basicsr_host.codebase import (
+    PLUGIN,
+    REGISTRIES,
+    SAFE,
+    SCANS,
+    Codebase,
+    installation,
+    look_at,
+    mending,
+    undoing,
+)
 from rdbm_plugin.basicsr_host.registered import REGISTERED
 from rdbm_plugin.config.options import OptionError
 
@@ -149,10 +159,12 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     assert look_at(fork).kind == SCANS
     assert 'a fork from before BasicSR had registries' in doctor('--install-into', fork, '--dry-run')
     assert contents(fork) == before
-    doctor('--install-into', fork)
+    shown = doctor('--install-into', fork)
+    assert f'python basicsr/train.py {FLAGS[loop]} options/train_rdbm_universal.yml' in shown
+    assert ('"mini_batch_sizes: [20]" as batch_size_per_gpu' in shown) == (loop == 'progressive')
     shrink(fork)
-    environment = {'PYTHONPATH': str(fork)}
-    printed = command('basicsr/train.py', '-opt', 'options/train_rdbm_universal.yml', cwd=fork, env=environment).stdout
+    environment, flag = {'PYTHONPATH': str(fork)}, FLAGS[loop]
+    printed = command('basicsr/train.py', flag, 'options/train_rdbm_universal.yml', cwd=fork, env=environment).stdout
     assert [int(number) for number in re.findall(r'iter: (\d), ', printed)] == [1, 2, 3, 4]
     assert re.search('psnr +degraded +restored', printed) and 'End of training.' in printed
     run = fork / 'experiments/train_rdbm_universal'
@@ -161,7 +173,7 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     assert ('net_g_best.pth' in names) == (loop == 'progressive')
     best = torch.load(run / 'training_states/4.state', weights_only=True)['best_metric']
     assert best.keys() == {'iter', 'psnr', 'ssim'} and best['iter'] == (2 if loop == 'progressive' else 0)
-    printed = command('basicsr/test.py', '-opt', 'options/test_rdbm_universal.yml', cwd=fork, env=environment).stdout
+    printed = command('basicsr/test.py', flag, 'options/test_rdbm_universal.yml', cwd=fork, env=environment).stdout
     assert (fork / 'results/test_rdbm_universal/table.csv').is_file() and 'average' in printed
     shutil.rmtree(fork / 'experiments'), shutil.rmtree(fork / 'results')
     assert 'Nothing is to be changed.' in doctor('--install-into', fork), 'changed option files are the user\'s'
@@ -170,6 +182,48 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     kept = {path.name for path in after.keys() - before.keys()}
     assert kept == {'train_rdbm_universal.yml', 'test_rdbm_universal.yml'}
     assert before.items() <= after.items()
+
+
+def test_a_protocol_is_the_same_number_in_a_fork(tmp_path):
+    fork = make_fork(tmp_path, 'plain')
+    doctor('--install-into', fork)
+    program = ('import numpy as np\nfrom rdbm_plugin.evaluation import protocols\n'
+               'a, b = np.random.default_rng(3).integers(0, 256, (2, 30, 40, 3), np.uint8)\n'
+               'print([repr(float(getattr(protocols, n)(a, b, 2))) for n in ("psnr_rgb", "ssim_rgb", "ssim_y")])\n')
+    here = command('-c', program, cwd=tmp_path.parent).stdout
+    of_fork = f'import basicsr\nassert basicsr.__file__.startswith({str(fork)!r})\n'
+    there = command('-c', of_fork + program, cwd=fork, env={'PYTHONPATH': str(fork)}).stdout
+    assert here == there and here.count('.') == 3
+
+
+PINS = {'requirements.txt': 'numpy\nbasicsr == 1.3.4.9\n', 'setup.py': 'setup(install_requires=["basicsr>=1.3,<2"])\n'}
+
+
+@pytest.mark.parametrize(('script', 'pin', 'pinned'), [
+    ('hat/train.py', 'requirements.txt', 'basicsr==1.3.4.9'), ('train.py', 'setup.py', 'basicsr>=1.3,<2'),
+    ('train.py', None, None)])
+def test_a_package_on_an_installed_basicsr_is_recognised(tmp_path, script, pin, pinned):
+    """As HAT, Real-ESRGAN and HI-Diff are laid out."""
+    file = tmp_path / script
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('from basicsr.train import train_pipeline\nsizes = opt.get("mini_batch_sizes")\n')
+    if pin:
+        (tmp_path / pin).write_text(PINS[pin])
+    found = look_at(tmp_path)
+    assert (found.kind, found.script, found.pinned, found.stages) == (PLUGIN, script, pinned, True)
+    shown = doctor('--codebase', tmp_path)
+    assert f'it asks for {pinned or "no BasicSR"}' in shown and f'python {script} -opt OPTIONS.yml' in shown
+    assert 'Nothing is to be changed.' in doctor('--install-into', tmp_path)
+    assert not undoing(found)
+
+
+def test_a_checkout_before_its_first_installation_is_named(tmp_path):
+    folder = basicsr_into(tmp_path)
+    assert not look_at(folder).unfinished
+    (folder / 'basicsr/version.py').unlink()
+    process = command('-m', 'rdbm_plugin', 'doctor', '--codebase', folder, cwd=tmp_path.parent, check=False)
+    assert process.returncode == 1 and 'version.py is missing' in process.stdout
+    assert 'pip install --no-build-isolation -e .' in process.stdout
 
 
 def test_the_rdbm_command_sends_users_of_forks_to_their_scripts(tmp_path):

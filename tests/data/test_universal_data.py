@@ -12,6 +12,7 @@ import torch
 from conftest import rdbm, short
 from torch.utils.data import DataLoader
 
+from rdbm_plugin.commands import preflight
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.lmdb_writer import write_lmdb
 from rdbm_plugin.data.task_mixture import count_batches
@@ -402,3 +403,31 @@ def test_option_file_of_pairs_trains_and_logs_every_task(prepared, tmp_path):
         tasks = [float(values[f'l_{task}']) for task in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur')]
         assert sum(tasks) / 5 == pytest.approx(float(values['l_pix']), rel=1e-3)
     assert 'Validation, 2 network evaluations an image:' in process.stdout
+
+
+def test_a_bad_file_is_named_before_training(data, tmp_path):
+    """Headers are looked at, and the ends of PNG and JPEG files."""
+    clean = tmp_path / 'clean'
+    for number in range(40):
+        save(clean / f'{number}.png', coloured(0, number))
+    cut = clean / '7.png'
+    options = {'name': 'p', 'type': 'SyntheticUniversalDataset', 'phase': 'train', 'dataroot_gt': str(clean),
+               'gt_size': 16, 'batch_size_per_gpu': 5, 'num_worker_per_gpu': 0}
+    preflight.check_dataset('train', options)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    with pytest.raises(OptionError, match=r'1 of 40 images cannot be used, more than max_bad_share 0\.01.*7\.png'):
+        preflight.check_dataset('train', options)
+    preflight.check_dataset('train', {**options, 'max_bad_share': 0.03})
+    cut.write_text('no image')
+    with pytest.raises(OptionError, match=r'clean.7\.png: not a readable image'):
+        preflight.check_dataset('train', options)
+
+
+def test_pairs_are_looked_at_too(data, tmp_path):
+    for side in ('gt', 'lq'):
+        for number in range(10):
+            save(tmp_path / side / f'{number}.png', coloured(0, number))
+    (tmp_path / 'lq/3.png').write_bytes(b'')
+    tasks = {'derain': {'dataroot_gt': str(tmp_path / 'gt'), 'dataroot_lq': str(tmp_path / 'lq')}}
+    with pytest.raises(OptionError, match=r'1 of 20 images cannot be used.*lq.3\.png'):
+        preflight.check_dataset('train', block(data, tasks=tasks))

@@ -135,12 +135,36 @@ def test_pictures_are_found_by_the_names_of_basicsr(tmp_path):
         (folder / 'visualization/a/sub').mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f'visualization/a/{name}.png'), np.full((2, 2, 3), value, np.uint8))
         cv2.imwrite(str(folder / f'visualization/a/sub/{name}.png'), np.full((2, 2, 3), 10 * value, np.uint8))
-    values = [find_picture(folder, 'a', name)[0, 0, 0] for name in ('1', '1_2', '3', 'sub/1')]
+    values = [cv2.imread(str(find_picture(folder, 'a', name)))[0, 0, 0] for name in ('1', '1_2', '3', 'sub/1')]
     assert values == [1, 2, 3, 10]
     cv2.imwrite(str(folder / 'visualization/a/4_p.png'), np.zeros((2, 2, 3), np.uint8))
     cv2.imwrite(str(folder / 'visualization/a/4_q.png'), np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(OptionError, match=r'2 pictures could be a/4: 4_p\.png, 4_q\.png'):
         find_picture(folder, 'a', '4')
+
+
+def test_of_finished_work_those_that_fit_are_compared_and_the_others_named(folder, compared):
+    theirs = folder / 'theirs'
+    shutil.copytree(folder / 'results/rdbm/visualization/derain', theirs / 'derain')
+    for path in list((theirs / 'derain').iterdir()):
+        path.rename(path.with_name(path.name.replace('_rdbm', '')))
+    cv2.imwrite(str(theirs / 'derain/coffee.png'), np.zeros((9, 11, 3), np.uint8))
+    cv2.imwrite(str(theirs / 'derain/IMG_1.png'), np.zeros((64, 64, 3), np.uint8))
+    printed = compare(folder, 'theirs', 'rdbm.yml', '--sets', 'rdbm.yml', '-o', 'partly', '--no-cost').stdout
+    assert 'theirs (1 of 4 images)' in printed and 'theirs: 4 gaps: ' in printed
+    assert 'psnr: psnr_rgb' in printed and 'ssim: calculate_ssim (crop_border 0, test_y_channel True)' in printed
+    found = json.loads((folder / 'partly/comparison.json').read_text(encoding='utf-8'))
+    gaps = '\n'.join(found['left out']['theirs'])
+    for words in ('coffee.png: is 11x9, but its ground truth 64x64', 'no picture of dehaze/chelsea',
+                  'no picture of dehaze/coffee', '1 pictures belong to no test image: derain/IMG_1.png'):
+        assert words in gaps
+    by_name = {row['method']: row['sets'] for row in found['rows']}
+    with (folder / 'partly/images.csv').open(encoding='utf-8') as file:
+        scores = {(row['method'], row['image']): row['psnr'] for row in csv.DictReader(file) if row['set'] == 'derain'}
+    assert scores['theirs', 'chelsea'] == scores['rdbm', 'chelsea']
+    assert by_name['theirs (1 of 4 images)']['derain']['psnr'] == pytest.approx(float(scores['theirs', 'chelsea']))
+    text = (folder / 'partly/table.md').read_text(encoding='utf-8')
+    assert '- psnr: psnr_rgb\n' in text and '% psnr: psnr_rgb' in (folder / 'partly/table.tex').read_text()
 
 
 def test_pictures_of_a_comparison_are_there(folder, compared):
@@ -281,12 +305,13 @@ def test_the_two_sides_of_the_divider_are_the_two_methods(page):
 def test_the_page_says_what_failed(page):
     assert 'empty failed' in page.locator('.fault').inner_text()
     assert '"psnr_rgb"' in page.locator('#about').inner_text()
+    assert 'psnr: psnr_rgb' in page.locator('#notes').inner_text()
 
 
 def test_no_text_can_end_the_data_of_a_page(browser, tmp_path):
     from rdbm_plugin.evaluation.page import write_page
     evil = '</script><script>document.title = "broken"</script><b>'
-    write_page(tmp_path / 'page.html', evil, [[[evil, 'x'], [evil, '1']]], [], {evil: evil}, {'a': evil})
+    write_page(tmp_path / 'page.html', evil, [[[evil, 'x'], [evil, '1']]], [], {evil: evil}, [evil], {'a': evil})
     page = browser.new_page()
     page.goto((tmp_path / 'page.html').as_uri())
     assert page.title() == evil and page.locator('h1').inner_text() == evil

@@ -43,6 +43,45 @@ def test_rgb_agrees_with_scikit_image(pair, border):
     assert score('ssim_rgb', *pair, crop_border=border) == pytest.approx(similarity(*cut, channel_axis=2), abs=1e-6)
 
 
+@pytest.mark.parametrize('border', [0, 4])
+@pytest.mark.parametrize('shape', [(11, 40), (67, 83), (400, 600)])
+def test_protocols_agree_with_basicsr(pair, shape, border):
+    """To the rounding of float64 for RGB; BasicSR's luma is not rounded, so luma is given to it as a gray image."""
+    images = [image[:shape[0] + 2 * border, :shape[1] + 2 * border] for image in pair]
+    for metric in ('psnr', 'ssim'):
+        basicsr = score(f'calculate_{metric}', *images, crop_border=border)
+        assert score(f'{metric}_rgb', *images, crop_border=border) == pytest.approx(basicsr, abs=1e-6)
+        lumas = [np.repeat(luma(image)[..., None], 3, axis=2) for image in images]
+        basicsr = score(f'calculate_{metric}', *lumas, crop_border=border)
+        assert score(f'{metric}_y', *images, crop_border=border) == pytest.approx(basicsr, abs=1e-6)
+
+
+def test_ssim_is_what_its_authors_define():
+    """Wang et al. 2004, equations 6 and 14 to 16, written out window by window."""
+    rng = np.random.default_rng(5)
+    x, y = rng.integers(0, 256, (2, 15, 17)).astype(float)
+    offsets = np.arange(-5, 6)
+    weights = np.exp(-(offsets[:, None]**2 + offsets**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    found = []
+    for top in range(15 - 10):
+        for left in range(17 - 10):
+            a, b = (image[top:top + 11, left:left + 11] for image in (x, y))
+            mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+            var_a, var_b = (weights * (a - mean_a)**2).sum(), (weights * (b - mean_b)**2).sum()
+            covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+            c1, c2 = (0.01 * 255)**2, (0.03 * 255)**2
+            found.append((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+                         / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)))
+    images = [np.repeat(image[..., None], 3, axis=2).astype(np.uint8) for image in (x, y)]
+    assert score('ssim_rgb', *images) == pytest.approx(np.mean(found), abs=1e-9)
+
+
+def test_ssim_of_less_than_a_window_is_refused(pair):
+    with pytest.raises(ValueError, match='found 40x10 pixels'):
+        score('ssim_rgb', *(image[:10, :40] for image in pair))
+
+
 def luma(image):
     """BT.601 as printed in MATLAB's documentation of rgb2ycbcr, in exact integers, halves rounded up."""
     red, green, blue = (image[..., i].astype(np.int64) for i in range(3))

@@ -145,6 +145,41 @@ def test_options_of_a_run_are_found_beside_its_checkpoint(tmp_path):
         Restorer(models / 'net_g_5.pth')
 
 
+def test_the_folder_of_an_experiment_stands_for_its_best_network_else_its_newest(tmp_path):
+    models = tmp_path / 'run/models'
+    models.mkdir(parents=True)
+    with pytest.raises(OptionError, match=r'checkpoint: .*run: no net_g_best\.pth'):
+        Restorer(tmp_path / 'run')
+    (models.parent / 'train.yml').write_text('network_g: {type: RDBMUNet, variant: T}\n', encoding='utf-8')
+    weights = {'params': Restorer(device='cpu').network.state_dict()}
+    for name in ('net_g_900', 'net_g_1000', 'net_g_latest', 'net_g_best'):
+        torch.save(weights, models / f'{name}.pth')
+        for folder in (models, models.parent):
+            assert Restorer(folder, device='cpu').checkpoint.stem == name
+
+
+@pytest.mark.parametrize(('key', 'trained', 'given'), [
+    ('prediction', 'residual', 'x0'), ('modulation', 'one', 'residual'), ('stationary_variance', '1/255', 0.1)])
+def test_another_bridge_than_the_trained_one_is_refused(tmp_path, key, trained, given):
+    """Its network would give garbage without a word."""
+    torch.save({'params': Restorer(device='cpu').network.state_dict()}, tmp_path / 'x.pth')
+    network = 'network_g: {type: RDBMUNet, variant: T}\n'
+    for name, value in (('x', trained), ('other', given), ('same', trained)):
+        (tmp_path / f'{name}.yml').write_text(f'{network}bridge: {{{key}: {value}}}\n')
+    with pytest.raises(OptionError, match=rf'bridge: {key}: found .*x\.pth was trained with .*{trained}.*--other'):
+        Restorer(tmp_path / 'x.pth', tmp_path / 'other.yml')
+    assert Restorer(tmp_path / 'x.pth', tmp_path / 'other.yml', other_bridge=True)
+    assert Restorer(tmp_path / 'x.pth', tmp_path / 'same.yml')
+
+
+def test_a_number_written_in_two_ways_is_the_same_bridge(tmp_path):
+    torch.save({'params': Restorer(device='cpu').network.state_dict()}, tmp_path / 'x.pth')
+    for name, block in (('x', '{stationary_variance: 10/255}'), ('other', '{stationary_variance: 0.0392156862745098, '
+                                                                         'type: ResidualBridge}')):
+        (tmp_path / f'{name}.yml').write_text(f'network_g: {{type: RDBMUNet, variant: T}}\nbridge: {block}\n')
+    assert Restorer(tmp_path / 'x.pth', tmp_path / 'other.yml')
+
+
 def test_nothing_of_basicsr_is_imported():
     code = ('import sys; sys.modules["basicsr"] = None\n'
             'import numpy; from rdbm_plugin import Restorer; Restorer(steps=1)(numpy.zeros((9, 9, 3), "uint8"))')
@@ -252,6 +287,22 @@ def test_gray_with_alpha_stays_gray(run, tmp_path):
     assert run('la.png', '-o', 'out')[0] == 0
     made = np.asarray(Image.open(tmp_path / 'out/la.png').convert('RGBA'))
     assert np.array_equal(made[..., 0], made[..., 2]) and made[..., 3].std() > 0
+
+
+def test_the_last_line_repeats_the_first_reason(run, tmp_path):
+    (tmp_path / 'bad.png').write_text('no image')
+    status, text = run('bad.png', 'nowhere.png', '-o', 'out')
+    assert status == 1
+    last = next(line for line in text.splitlines() if line.startswith('0 of 1 images restored to out; '))
+    assert 'nowhere.png' in last and last.endswith('(and 1 more)')
+
+
+@pytest.mark.parametrize('name', ['pages.tif', 'film.gif.png', 'film.webp'])
+def test_further_pages_are_not_lost_without_a_word(run, tmp_path, name):
+    pages = [Image.new('RGB', (20, 30), colour) for colour in ('red', 'green', 'blue')]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    status, text = run(name, '-o', 'out')
+    assert status == 0 and f'{name}: has 3 pages or frames, of which the first alone is read' in text
 
 
 def test_unwritable_output_is_named(run, tmp_path):

@@ -1,0 +1,59 @@
+"""The option file that a checkpoint was trained with, and whether other options fit it. Needs torch only."""
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from rdbm_plugin.bridge import ResidualBridge
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.options import OptionError, check_number
+
+
+def find_options(checkpoint: Path) -> Path:
+    """The option file of a checkpoint: beside it under its name, or in the folder of its experiment.
+
+    Raises:
+        OptionError: There is none, or several.
+    """
+    beside = checkpoint.with_suffix('.yml')
+    if beside.is_file():
+        return beside
+    found = sorted(checkpoint.parent.parent.glob('*.yml')) if checkpoint.parent.name == 'models' else []
+    if len(found) != 1:
+        names = f'found {", ".join(path.name for path in found)}' if found else 'found none'
+        raise OptionError(f'opt: {names} for {checkpoint}; name the option file it was trained with (--opt).')
+    return found[0]
+
+
+def check_trained_bridge(checkpoint: Path, bridge: Any, instead: str) -> None:
+    """Raise OptionError if a ``bridge:`` block is not that of the option file which a checkpoint was trained with.
+
+    A network gives nonsense on states of another bridge. Nothing is checked where no option file is found.
+
+    Args:
+        checkpoint: Of the network.
+        bridge: The block.
+        instead: What allows it all the same, for the message.
+    """
+    try:
+        file = find_options(checkpoint)
+        trained = read_option_file(file, plugins=False, needed=('network_g',)).get('bridge')
+    except OptionError:
+        return
+    blocks = [{**_DEFAULTS, **dict(each or {})} for each in (trained, bridge)]
+    for key in sorted(blocks[0].keys() | blocks[1].keys()):
+        was, found = (block.get(key) for block in blocks)
+        if was != found and not _same_number(was, found):
+            raise OptionError(f'bridge: {key}: found {found!r}, but {checkpoint.name} was trained with {was!r} '
+                              f'({file}); its network gives nonsense with another bridge. Take the block from that '
+                              f'file, or allow it by {instead}.')
+
+
+_DEFAULTS = {'type': 'ResidualBridge', **{
+    name: each.default for name, each in signature(ResidualBridge).parameters.items()}}
+
+
+def _same_number(first: Any, second: Any) -> bool:
+    try:
+        return check_number('', first) == check_number('', second)
+    except OptionError:
+        return False
