@@ -6,7 +6,7 @@ need torch but not BasicSR; ``import rdbm_plugin.registration`` puts them in Bas
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _LAZY = {
     'build_bridge': 'rdbm_plugin.bridge',

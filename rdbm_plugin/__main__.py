@@ -11,6 +11,8 @@ COMMANDS = {
     'test': 'test a model from an option file',
     'restore': 'restore image files with trained weights',
     'compare': 'compare any BasicSR models and finished results',
+    'demo': 'a page on this machine to try weights on photos',
+    'options': 'list and copy the option files that come with the package',
     'data': 'fetch photo sets by name',
     'doctor': 'check option file, data, installation and code base',
 }

@@ -170,6 +170,19 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='session')
+def browser():
+    """Headless Chromium, offline."""
+    binary = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if binary is None:
+        pytest.skip('no Chromium; apt-get install chromium to test the page in it')
+    playwright = pytest.importorskip('playwright.sync_api', reason='pip install playwright to test the page')
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=binary, args=['--no-sandbox'])
+        yield chromium
+        chromium.close()
+
+
 def forced(changes):
     """Arguments that force values in the option file, as BasicSR's --force_yml takes them."""
     return ['--force_yml', *(f'{key}={value}' for key, value in changes.items())] if changes else []

@@ -149,16 +149,7 @@ def main():
             if current_iter > total_iters:
                 break
             model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
-            if PROGRESSIVE:
-                stage = sum(current_iter > sum(opt['datasets']['train']['iters'][:i + 1])
-                            for i in range(len(opt['datasets']['train']['iters']) - 1))
-                count = opt['datasets']['train']['mini_batch_sizes'][stage]
-                size = opt['datasets']['train']['gt_sizes'][stage]
-                model.feed_train_data({key: data[key][:count, :, :size, :size] for key in ('lq', 'gt')})
-                model.optimize_parameters(current_iter)
-            else:
-                model.feed_data(data, is_val=False)
-                model.optimize_parameters(current_iter, None)
+            {step}
             if current_iter % opt['logger']['print_freq'] == 0:
                 logger.info('iter: ' + str(current_iter) + ', ' + str(dict(model.get_current_log())))
             if current_iter % opt['logger']['save_checkpoint_freq'] == 0:
@@ -178,6 +169,18 @@ def main():
 if __name__ == '__main__':
     main()
 '''
+STEPS = {
+    'plain': '''
+            model.feed_data(data, is_val=False)
+            model.optimize_parameters(current_iter, None)
+''',
+    'progressive': '''
+            train = opt['datasets']['train']
+            stage = sum(current_iter > sum(train['iters'][:i + 1]) for i in range(len(train['iters']) - 1))
+            count, size = train['mini_batch_sizes'][stage], train['gt_sizes'][stage]
+            model.feed_train_data({key: data[key][:count, :, :size, :size] for key in ('lq', 'gt')})
+            model.optimize_parameters(current_iter)
+'''}
 TEST = '''
 from os import path as osp
 from basicsr.data import create_dataloader, create_dataset
@@ -215,7 +218,7 @@ def make_fork(folder, loop):
              'models/losses/__init__.py': 'from torch.nn import L1Loss\n', 'data/__init__.py': DATA,
              'metrics/__init__.py': METRICS, 'metrics/psnr_ssim.py': PSNR_SSIM, 'test.py': TEST,
              'train.py': TRAIN.replace('{progressive}', str(loop == 'progressive')).replace(
-                 '{flag!r}', repr(FLAGS[loop])),
+                 '{flag!r}', repr(FLAGS[loop])).replace('{step}', STEPS[loop].strip()),
              'models/base_model.py': base_model((installed / 'models/base_model.py').read_text())}
     for name, text in files.items():
         (folder / 'basicsr' / name).parent.mkdir(parents=True, exist_ok=True)

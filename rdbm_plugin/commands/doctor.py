@@ -168,7 +168,7 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iter
     yield from check_keys(opt)
     errors = []
     try:
-        for check in preflight.checks(opt):
+        for check in preflight.checks(opt, headers=False):
             try:
                 check()
             except OptionError as error:

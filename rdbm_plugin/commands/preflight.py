@@ -34,8 +34,11 @@ def check_batches(images: int, dataset: Mapping[str, Any], ranks: int) -> None:
                           f'shared by {ranks} processes, do not fill one batch of {batch}.')
 
 
-def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> None:
-    """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's."""
+def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, headers: bool = True) -> None:
+    """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's.
+
+    ``headers``: of the images of a training set of ours are looked at, too.
+    """
     where = f'datasets: {phase}'
     cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
     if cls.__module__.startswith('rdbm_plugin.'):
@@ -44,7 +47,7 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> Non
                               'starts of workers make epochs longer by dataset_enlarge_ratio.')
         built = cls(dataset)
         check_batches(len(built), dataset, ranks)
-        if dataset.get('phase') == 'train':
+        if headers and dataset.get('phase') == 'train':
             check_headers(built, where)
         return
     for key, value in dataset.items():
@@ -55,7 +58,7 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1) -> Non
                                       f'(looked in {Path(root).absolute()}).')
 
 
-def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[], None]]:
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
@@ -63,7 +66,7 @@ def checks(opt: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     for check in (*first, check_values, check_devices, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():
-        yield partial(check_dataset, phase, dataset, opt.get('world_size', 1))
+        yield partial(check_dataset, phase, dataset, opt.get('world_size', 1), headers)
 
 
 def check_options(opt: Mapping[str, Any]) -> None:

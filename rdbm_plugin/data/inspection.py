@@ -130,6 +130,10 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
                  if not look.fault and min(look.size) < size]
         if small:
             made = dataset.get('type') == 'SyntheticUniversalDataset'
+            fault = _too_large_crops(looks, dataset)
+            if made and fault:
+                yield Finding('error', where, fault)
+                return
             yield Finding('warning' if made else 'error', where, f'{len(small)} images are smaller than gt_size {size}'
                           + (' and will be enlarged' if made else '') + f': {names(small)}')
 
@@ -155,13 +159,20 @@ def check_headers(dataset: Dataset, where: str) -> None:
     if len(bad) > dataset.max_bad_share * len(looks):
         raise OptionError(f'{where}: {len(bad)} of {len(looks)} images cannot be used, more than max_bad_share '
                           f'{dataset.max_bad_share:g} allows: {names(bad)}')
-    size = dataset.gt_size
-    small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks if not look.fault and min(look.size) < size]
-    if len(small) > len(looks) / 2:
-        batch = dataset.opt.get('batch_size_per_gpu', 1)
-        raise OptionError(f'{where}: gt_size: found {size}, larger than {len(small)} of {len(looks)} images '
-                          f'({small[0]}); a batch of {batch} pairs takes {batch * 24 * size**2 / 2**20:,.0f} MiB '
-                          'before any network. Write a gt_size that fits the images, or take larger images.')
+    fault = _too_large_crops(looks, dataset.opt)
+    if fault:
+        raise OptionError(f'{where}: {fault}')
+
+
+def _too_large_crops(looks: Sequence[Look], dataset: Mapping[str, Any]) -> str | None:
+    size, batch = dataset['gt_size'], dataset.get('batch_size_per_gpu', 1)
+    small = [look for look in looks if not look.fault and 2 * min(look.size) < size]
+    if len(small) <= len(looks) / 2:
+        return None
+    return (f'gt_size: found {size}, more than twice the shorter side of {len(small)} of {len(looks)} images '
+            f'({small[0].name} {small[0].size[1]}x{small[0].size[0]}); a batch of {batch} pairs would take '
+            f'{batch * 24 * size**2 / 2**20:,.0f} MiB before any network. Write a gt_size that fits the images, or '
+            'take larger images.')
 
 
 HEADERS = 2000

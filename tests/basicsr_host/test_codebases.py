@@ -64,8 +64,8 @@ def test_only_our_tag_is_let_in(safe):
                'class Own(yaml.SafeLoader): pass\n'
                'Own.add_constructor("!x", lambda loader, node: 1)\n'
                'import rdbm_plugin.basicsr_host.safe_yaml\n'
-               'assert yaml.load("!!python/name:rdbm_plugin.registration.__version__", Own) == "0.1.0"\n'
-               'assert yaml.safe_load("p: !!python/name:rdbm_plugin.registration.__version__")["p"] == "0.1.0"\n'
+               'assert yaml.load("!!python/name:rdbm_plugin.registration.__version__", Own) == "0.2.0"\n'
+               'assert yaml.safe_load("p: !!python/name:rdbm_plugin.registration.__version__")["p"] == "0.2.0"\n'
                'yaml.safe_load("p: !!python/name:os.system")\n')
     process = command('-c', program, cwd=safe, env={'PYTHONPATH': str(safe)}, check=False)
     assert process.returncode and 'ConstructorError' in process.stdout and 'os.system' in process.stdout

@@ -122,7 +122,7 @@ ERRORS = {
                                                              'val/gt/0.png = train/gt/3.png']),
     'patch': (option('datasets:train:gt_size', 48), ['8 images are smaller than gt_size 48', '0.png 40x40']),
     'patch as text': (option('datasets:train:gt_size', 'abc'), ["gt_size: found 'abc'"]),
-    'no rate': (option('train:optim_g:lr', 0), ['train: optim_g: lr: found 0', 'more than 0']),
+    'no rate': (option('train:optim_g:lr', 0), ['train: optim_g: lr: found 0', '> 0']),
     'negative rate': (option('train:optim_g:lr', -1e-4), ['train: optim_g: lr: found -0.0001']),
     'decay': (option('train:optim_g:weight_decay', -1), ['train: optim_g: weight_decay: found -1']),
     'betas': (option('train:optim_g:betas', [0.9, 1.0]), ['train: optim_g: betas: found [0.9, 1.0]', '< 1']),
@@ -134,7 +134,7 @@ ERRORS = {
     'crops of clean images': (option('datasets:train', {
         'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': 'train/gt', 'gt_size': 2000,
         'batch_size_per_gpu': 5, 'num_worker_per_gpu': 0}),
-        ['gt_size: found 2000, larger than 4 of 4 images', '0.png 40x40', 'a batch of 5 pairs takes 458 MiB']),
+        ['gt_size: found 2000, more than twice the shorter side of 4 of 4 images', '0.png 40x40', '458 MiB']),
     'rate as text': (option('train:optim_g:lr', '1e-4'), ["lr: found the text '1e-4'", '!!float']),
     'quota': (option('datasets:train:tasks:derain:quota', 3), ['batch_size_per_gpu: found 2', '3 sum to 3']),
     'misspelt block key': (option('train:ema_deacy', 0.9), ["train: key 'ema_deacy'", "Did you mean 'ema_decay'?"]),

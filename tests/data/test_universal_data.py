@@ -423,6 +423,15 @@ def test_a_bad_file_is_named_before_training(data, tmp_path):
         preflight.check_dataset('train', options)
 
 
+def test_crops_far_larger_than_the_photos_are_refused_before_training(tmp_path):
+    save(tmp_path / '0.png', coloured(0, 0))
+    options = {'name': 'p', 'type': 'SyntheticUniversalDataset', 'phase': 'train', 'dataroot_gt': str(tmp_path),
+               'gt_size': 2000, 'batch_size_per_gpu': 20, 'num_worker_per_gpu': 0, 'dataset_enlarge_ratio': 20}
+    with pytest.raises(OptionError, match=r'gt_size: found 2000.*0\.png 48x40.*20 pairs would take 1,831 MiB'):
+        preflight.check_dataset('train', options)
+    preflight.check_dataset('train', {**options, 'gt_size': 64})
+
+
 def test_pairs_are_looked_at_too(data, tmp_path):
     for side in ('gt', 'lq'):
         for number in range(10):

@@ -42,7 +42,7 @@ def test_more_strength_is_more_damage(photo, task):
     means = [np.mean([psnr(made(photo, task, seed, strength=(s, s), **alone), photo) for seed in range(30)])
              for s in (0.0, 0.5, 1.0)]
     assert means[0] > means[1] + 1 and means[1] > means[2] + 1
-    assert means[0] > (18 if task == 'lowlight' else 25) and means[2] < 24
+    assert means[0] > (14 if task == 'lowlight' else 22) and means[2] < 24
 
 
 def test_shares_of_camera_and_of_second_damage_are_kept():
@@ -71,7 +71,7 @@ def test_shake_keeps_place_and_light(photo):
         shaken = LinearBlur('path', 25, 0.3, 0.0, 1.0).apply(point, np.random.default_rng(seed))[..., 0]
         assert shaken.sum() == pytest.approx(1, abs=1e-3)
         assert abs((shaken * x).sum() - 50) < 1 and abs((shaken * y).sum() - 50) < 1
-        assert max(np.ptp(each[shaken > 0]) for each in (x, y)) in range(20, 32)
+        assert max(np.ptp(each[shaken > 1e-4]) for each in (x, y)) in range(20, 32)
     grid = np.zeros((201, 201, 3), np.float32)
     grid[::25, ::25] = 1
     turned = LinearBlur('path', 2, 0, 0.1, 1.0)

@@ -227,19 +227,6 @@ def test_ranking_of_few():
 # ---------------------------------------------------------------------------------------------------------------- page
 
 @pytest.fixture(scope='module')
-def browser():
-    """Headless Chromium, offline."""
-    binary = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if binary is None:
-        pytest.skip('no Chromium; apt-get install chromium to test the page in it')
-    playwright = pytest.importorskip('playwright.sync_api', reason='pip install playwright to test the page')
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=binary, args=['--no-sandbox'])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope='module')
 def paged(folder, compared):
     """A page with two methods and one that failed."""
     compare(folder, 'rdbm.yml', 'edsr.yml', 'empty', '-o', 'paged', '--no-cost', check=False)

@@ -272,7 +272,7 @@ def test_no_output_replaces_any_input(run, tmp_path):
     first, second = write(tmp_path / 'a/1.png'), write(tmp_path / 'b/1.png')
     before = second.read_bytes()
     status, text = run('a', 'b', '-o', 'b')
-    assert status == 1 and second.read_bytes() == before and text.count('would replace the input') == 2
+    assert status == 1 and second.read_bytes() == before and text.count('would replace the input') == 3
     write(tmp_path / 'c/x.png')
     write(tmp_path / 'c/x.jpg')
     write(tmp_path / 'c/x_compare.png')

@@ -1,7 +1,9 @@
 """The measuring and drawing scripts run as the README says and write what they promise."""
 import json
+import re
 
 import cv2
+import numpy as np
 import pytest
 from conftest import ROOT, command
 
@@ -92,3 +94,25 @@ def test_our_network_is_faster_than_one_with_attention(tmp_path):
     assert [row['bound'] for row in bounded] == ['>= 3', '>= 3', '>= 1.5', '>= 1.5']
     assert bounded[0]['what'].endswith('forward') and bounded[0]['ratio'] > 3, bounded
     assert all(row['ratio'] > 1 for row in bounded), bounded
+
+
+def test_weights_are_scored_on_own_and_on_foreign_damage(tmp_path):
+    printed = command(ROOT / 'scripts/score_weights.py', 'embedded', '--count', 1, '--steps', 1, '--device', 'cpu',
+                      cwd=tmp_path).stdout
+    found = json.loads((tmp_path / 'scores.json').read_text(encoding='utf-8'))['psnr']
+    assert found.keys() == {'degraded', 'shipped, 1 evaluations'} and found['degraded']['intact'] == [100.0]
+    assert sum(kind.startswith('own') for kind in found['degraded']) == 5
+    assert sum(kind.startswith('foreign') for kind in found['degraded']) == 5
+    for group in ('own', 'foreign'):
+        degraded, restored = ([row[kind][0] for kind in row if kind.startswith(group)] for row in found.values())
+        assert np.mean(restored) > np.mean(degraded)
+        assert re.search(rf'{group} mean +{np.mean(degraded):.2f} +{np.mean(restored):.2f}', printed)
+
+
+def test_pictures_of_the_pages_are_made(tmp_path):
+    command(ROOT / 'scripts/make_pictures.py', '--out', tmp_path, '--steps', 1, cwd=tmp_path)
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*.jpg')}
+    assert made == {'strengths.jpg', 'before_after.jpg', 'restored.jpg', *(f'samples/{name}.jpg' for name in (
+        'rainy', 'dark', 'snowy', 'hazy'))}
+    assert cv2.imread(str(tmp_path / 'samples/dark.jpg')).shape == (300, 451, 3)
+    assert all((ROOT / 'docs' / name).is_file() for name in made)

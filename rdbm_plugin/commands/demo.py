@@ -1,0 +1,126 @@
+"""``rdbm demo``: a page on this machine to try weights on photos. Needs Gradio: pip install rdbm_plugin[demo]."""
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.data.clean_sources import open_clean
+from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw
+from rdbm_plugin.data.image_source import ImageError, to_float
+from rdbm_plugin.data.photo_file import Photo, read_photo, write_photo
+from rdbm_plugin.inference.restorer import Restorer
+
+LARGEST_FILE = 50
+"""MB of an upload."""
+
+
+def arguments() -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(prog='rdbm demo', description='A page on this machine to try weights on photos.')
+    parser.add_argument('--checkpoint', nargs='+', default=[], help='weights of training runs, or their folders, to be '
+                                                                    'compared (default: those of the package)')
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets the whole network in')
+    parser.add_argument('--port', type=int, default=7860)
+    parser.add_argument('--max-megapixels', type=float, default=12, help='larger photos are refused')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
+    parser.add_argument('--no-browser', action='store_true', help='do not open the page')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Serve the page until it is interrupted."""
+    args = arguments()
+    try:
+        import gradio
+    except ModuleNotFoundError:
+        raise OptionError('the page needs Gradio; run: pip install "rdbm_plugin[demo]"') from None
+    with tempfile.TemporaryDirectory(prefix='rdbm_demo_') as folder:
+        page = build(gradio, args, Path(folder))
+        page.queue(default_concurrency_limit=1).launch(
+            server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, show_error=True,
+            max_file_size=LARGEST_FILE * 2**20, allowed_paths=[folder])
+    return 0
+
+
+def build(gradio: Any, args: Namespace, folder: Path) -> Any:
+    """The page, which writes what it makes into ``folder``."""
+    @lru_cache(maxsize=8)
+    def restorer(checkpoint: str | None, steps: int | None) -> Restorer:
+        return Restorer(checkpoint, steps=steps, device=args.device)
+
+    names: dict[str, str | None] = {_name(Path(each)): each for each in args.checkpoint} or {'shipped weights': None}
+    # Weights that cannot be read are named before anything is served.
+    default = [restorer(checkpoint, None).sampler.nfe for checkpoint in names.values()]
+    # Gradio finds by its default value where progress is wanted.
+    shown = gradio.Progress()
+
+    def restore(path: str | None, steps: float, chosen: Sequence[str], progress: Any = shown) -> list[Any]:
+        if not path:
+            raise gradio.Error('Choose a photo first.')
+        if not chosen:
+            raise gradio.Error('Choose weights first.')
+        try:
+            before = read_photo(path, args.max_megapixels)
+        except ImageError as error:
+            # The page is no place for --max-megapixels, and its file has a name that nobody knows.
+            raise gradio.Error(str(error).removeprefix(f'{path}: ').split('; raise it')[0]) from None
+        out: list[Any] = []
+        for place, (name, checkpoint) in enumerate(names.items()):
+            if name not in chosen:
+                out += [gradio.update(visible=False)] * 2
+                continue
+            show = partial(_show, progress, f'Restoring with {name}', place, len(names))
+            made = before.with_rgb(restorer(checkpoint, int(steps))(to_float(before.rgb), progress=show))
+            file = Path(tempfile.mkdtemp(dir=folder)) / f'{Path(path).stem}_restored.png'
+            write_photo(file, made)
+            out += [gradio.update(value=(_shown(before), _shown(made)), visible=True),
+                    gradio.update(value=str(file), visible=True)]
+        return out
+
+    with gradio.Blocks(title='RDBM', analytics_enabled=False) as page:
+        gradio.Markdown('# RDBM: restore a photo\nRain, darkness, snow, haze or blur. Nothing leaves this machine.')
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                photo = gradio.Image(type='filepath', label='Photo', sources=['upload', 'clipboard'], height=320)
+                steps = gradio.Slider(1, 20, default[0], step=1, label='Network evaluations')
+                weights = gradio.CheckboxGroup(list(names), value=list(names), label='Weights', visible=len(names) > 1)
+                button = gradio.Button('Restore', variant='primary')
+                gradio.Examples([[str(path)] for path in examples(folder)], photo)
+            with gradio.Column(scale=2):
+                results = []
+                for name in names:
+                    results.append(gradio.ImageSlider(label=f'before and after: {name}', interactive=False, height=560))
+                    results.append(gradio.DownloadButton(f'Download ({name})', visible=False))
+        button.click(restore, [photo, steps, weights], results)
+    return page
+
+
+def _show(progress: Any, text: str, place: int, count: int, share: float) -> None:
+    progress((place + share) / count, desc=text)
+
+
+def _name(path: Path) -> str:
+    """Of a run: its folder below experiments, and the network if it is named."""
+    return ' '.join(part for part in path.with_suffix('').parts[-3:] if part.strip('./') not in (
+        '', 'models', 'experiments'))
+
+
+def _shown(photo: Photo) -> Any:
+    return photo.rgb if photo.rgb.dtype == np.uint8 else (photo.rgb >> 8).astype(np.uint8)
+
+
+def examples(folder: Path) -> list[Path]:
+    """A photo of scikit-image with each kind of damage."""
+    source = open_clean('embedded', 'val')
+    made = []
+    for number, task in enumerate(TASKS):
+        clean, rng = to_float(source.decode(number % len(source))), np.random.default_rng(number)
+        damaged = degrade(clean, draw(task, rng, Ranges('wide', (0.5, 0.5), 0, 0)), rng)
+        made.append(folder / f'{task}.png')
+        write_photo(made[-1], Photo(np.rint(damaged * 255).astype(np.uint8)))
+    return made

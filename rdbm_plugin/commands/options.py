@@ -1,0 +1,48 @@
+"""``rdbm options``: list the option files that come with the package, and copy them to where they can be edited."""
+from argparse import ArgumentParser
+from pathlib import Path
+
+from rdbm_plugin.config.options import OptionError
+
+SUFFIXES = ('.yml', '.py')
+
+
+def shipped() -> Path:
+    """The folder of the option files: within an installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / 'option_files'
+    return inside if inside.is_dir() else package.parent / 'options'
+
+
+def purpose(file: Path) -> str:
+    """The first line of a file's comment or docstring."""
+    return file.read_text(encoding='utf-8').splitlines()[0].strip('#" ')
+
+
+def main() -> int:
+    """Read the command line and do it."""
+    parser = ArgumentParser(prog='rdbm options', description=__doc__.split(': ', 1)[1])
+    parser.add_argument('--copy', metavar='FOLDER', help='where to; files that are there stay as they are')
+    args = parser.parse_args()
+    folder = shipped()
+    files = sorted((path.relative_to(folder) for path in folder.rglob('*') if path.suffix in SUFFIXES
+                    and path.name != '__init__.py'), key=lambda path: (len(path.parts), path))
+    if not args.copy:
+        width = max(len(str(path)) for path in files)
+        for path in files:
+            print(f'{str(path).ljust(width)}  {purpose(folder / path)}')
+        print('\nrdbm options --copy FOLDER copies them.')
+        return 0
+    copied = 0
+    for path in files:
+        target = Path(args.copy) / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                target.write_bytes((folder / path).read_bytes())
+                copied += 1
+        except OSError as error:
+            raise OptionError(f'--copy: {target}: cannot be written ({error.strerror}).') from None
+    print(f'{copied} of {len(files)} files copied to {args.copy}' + (
+        f'; {len(files) - copied} were there already' if copied < len(files) else ''))
+    return 0
