@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -82,9 +83,10 @@ def fetch(name: str, root: Path, source: str | None = None) -> Path:
     partial = root / f'.{name}.partial'
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        images = images_in(archive, wanted)
-        for part, file, content in tqdm(images, desc=f'Unpack {name}', unit='image', leave=False,
-                                        total=sum(each.count for each in wanted.parts.values())):
+        total = sum(each.count for each in wanted.parts.values())
+        # One more than there should be is enough to refuse the archive, however many are in it.
+        images = islice(images_in(archive, wanted), total + 1)
+        for part, file, content in tqdm(images, desc=f'Unpack {name}', unit='image', leave=False, total=total):
             (partial / part).mkdir(parents=True, exist_ok=True)
             (partial / part / file).write_bytes(content)
         check(partial, wanted, archive)

@@ -3,6 +3,7 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 from functools import partial
 
 import cv2
@@ -212,3 +213,14 @@ def test_tiles_in_a_test(tmp_path):
 ])
 def test_bad_metrics_and_tiles_are_named(refused, changes, words):
     assert words in refused('test', FILE, {**SMALL, **changes})
+
+
+def test_another_bridge_than_the_trained_one_is_refused_unless_it_is_meant(tmp_path):
+    shutil.copy(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth', tmp_path / 'x.pth')
+    (tmp_path / 'x.yml').write_text('network_g: {type: RDBMUNet, variant: T}\nbridge: {modulation: one}\n')
+    changes = {**SHIPPED, 'path:pretrain_network_g': str(tmp_path / 'x.pth')}
+    process = rdbm('test', FILE, tmp_path, changes, check=False)
+    assert process.returncode == 2 and 'bridge: modulation: found ' in process.stdout
+    assert "x.pth was trained with 'one'" in process.stdout and '"val: other_bridge: true"' in process.stdout
+    assert not (tmp_path / 'results').exists()
+    rdbm('test', FILE, tmp_path, {**changes, 'val:other_bridge': 'true'})

@@ -36,6 +36,7 @@ RUN = {
     'rdbm doctor -opt options': ({}, []),
     'rdbm doctor -opt FILE': ({'FILE': 'options/train_rdbm_quickstart.yml'}, []),
     'rdbm doctor --codebase FOLDER': ({'FOLDER': 'theirs'}, []),
+    'python scripts/plot_bridge.py': ({}, []),
     'rdbm data list': ({}, []),
     'rdbm restore': ({}, ['--steps', '1', '--device', 'cpu']),
     'python scripts/prepare_universal.py': ({'/path/to/photos': 'photos'}, ['--out', 'made', '--crop-size', '64']),
