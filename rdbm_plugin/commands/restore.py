@@ -1,12 +1,18 @@
 """``rdbm restore``: restores image files with trained weights, without ground truth."""
 import glob
+import os
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from rdbm_plugin.data.image_source import SUFFIXES, ImageError, to_float
@@ -16,6 +22,9 @@ from rdbm_plugin.inference.restorer import DTYPES, Restorer
 from rdbm_plugin.inference.tiling import OVERLAP
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 
+THREADS = 2
+"""That read, and as many that write."""
+GPU_BATCH = 8
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 
 
@@ -38,6 +47,8 @@ def arguments() -> Namespace:
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--seed', type=int, default=0, help='of the noise, where the sampler adds any')
     parser.add_argument('--compare', action='store_true', help='also write NAME_compare.png with before and after')
+    parser.add_argument('--batch', type=int, help='pictures of one size at once (default: 8 on a GPU, 1 on a CPU)')
+    parser.add_argument('--skip-existing', action='store_true', help='leave out what is in the output folder already')
     parser.add_argument('--max-megapixels', type=float, default=MAX_MEGAPIXELS, help='larger images are refused')
     args = parser.parse_args()
     if args.tile != 'auto':
@@ -107,53 +118,118 @@ def beside_all(targets: list[Path]) -> list[Path]:
     return found
 
 
-def restore_file(restore: Restorer, source: Path, target: Path, beside: Path, args: Namespace, bar: tqdm) -> None:
-    """Restore one file; ``beside`` is where --compare writes.
+class Job(NamedTuple):
+    """One picture: where it is, where it goes, and where --compare writes."""
 
-    Raises:
-        ImageError: It cannot be read, or the result cannot be written.
+    source: Path
+    target: Path
+    beside: Path
+
+
+def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tqdm) -> list[str]:
+    """Restore all pictures, and return what is wrong with those that could not be.
+
+    Pictures are read ahead and written behind the network by threads; such of one size that follow one another go
+    through it as a batch, each with the noise that it would have alone.
     """
-    begun = bar.n
+    faults: list[str] = []
 
+    def failed(job: Job, error: BaseException) -> None:
+        faults.append(str(error) if isinstance(error, ImageError) else f'{job.source}: {error}')
+        bar.write(f'rdbm restore: {faults[-1]}', file=sys.stderr)
+
+    def settle(written: tuple[Job, Future[None]]) -> None:
+        job, future = written
+        if future.exception() is not None:
+            failed(job, future.exception())
+
+    batch = args.batch or (1 if restore.device.type == 'cpu' else GPU_BATCH)
+    done, reads, writes = 0, deque(), deque()
+    left = iter(jobs)
+    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
+        while True:
+            for job in islice(left, batch + THREADS - len(reads)):
+                reads.append((job, readers.submit(read_photo, job.source, args.max_megapixels)))
+            if not reads:
+                break
+            group = [reads.popleft()]
+            try:
+                first = group[0][1].result()
+                while len(group) < batch and reads and reads[0][1].exception() is None \
+                        and reads[0][1].result().rgb.shape == first.rgb.shape:
+                    group.append(reads.popleft())
+                bar.set_postfix_str(f'{done + len(group)}/{len(jobs)} {group[-1][0].source.name}')
+                photos = [future.result() for _, future in group]
+                for (job, _), before, after in zip(group, photos, _restored(restore, photos, args.seed, done, bar)):
+                    writes.append((job, writers.submit(_write, job, before, after, args.compare)))
+            except (ImageError, RuntimeError, MemoryError) as error:
+                for job, _ in group:
+                    failed(job, error)
+            done += len(group)
+            bar.n = done
+            bar.refresh()
+            while len(writes) > THREADS + batch:
+                settle(writes.popleft())
+        for written in writes:
+            settle(written)
+    return faults
+
+
+def _restored(restore: Restorer, photos: Sequence[Photo], seed: int, done: int, bar: tqdm) -> list[Photo]:
     def show(share: float) -> None:
-        bar.n = begun + share
+        bar.n = done + share * len(photos)
         bar.refresh()
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        before = read_photo(source, args.max_megapixels)
-        after = before.with_rgb(restore(to_float(before.rgb), args.seed, show))
-    for warning in caught:
-        bar.write(f'{source}: {warning.message}', file=sys.stderr)
-    write_photo(target, after)
-    if args.compare:
-        write_photo(beside, comparison(before, after))
+    batch = torch.from_numpy(np.stack([to_float(photo.rgb) for photo in photos])).permute(0, 3, 1, 2)
+    out = restore(batch, [seed] * len(photos), show).permute(0, 2, 3, 1).numpy()
+    return [photo.with_rgb(each) for photo, each in zip(photos, out)]
+
+
+def _write(job: Job, before: Photo, after: Photo, compare: bool) -> None:
+    write_photo(job.target, after)
+    if compare:
+        write_photo(job.beside, comparison(before, after))
+
+
+def own_share(jobs: Sequence[Job]) -> list[Job]:
+    """What this process does of all pictures, where torchrun or Slurm started several."""
+    for rank, ranks in (('RANK', 'WORLD_SIZE'), ('SLURM_PROCID', 'SLURM_NTASKS')):
+        if rank in os.environ and ranks in os.environ:
+            return list(jobs[int(os.environ[rank])::int(os.environ[ranks])])
+    return list(jobs)
+
+
+def own_device(device: str) -> str:
+    """``auto`` is a GPU for each process of a machine, where torchrun or Slurm started several."""
+    local = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID'))
+    count = torch.cuda.device_count()
+    return f'cuda:{int(local) % count}' if device == 'auto' and local is not None and count else device
 
 
 def main() -> int:
     """Read the command line, restore, and return 1 if an image failed, else 0."""
     args = arguments()
     files, faults = plan(args.inputs, args.out)
+    jobs = own_share([Job(source, target, beside) for (source, target), beside in zip(
+        files, beside_all([target for _, target in files]))])
+    there = [job for job in jobs if args.skip_existing and job.target.is_file()]
+    jobs = [job for job in jobs if job not in there]
     for fault in faults:
         print(f'rdbm restore: {fault}', file=sys.stderr)
-    if files:
+    if jobs:
         restore = Restorer(args.checkpoint, args.opt, param_key=args.param_key, steps=args.steps, solver=args.solver,
-                           tile=args.tile, overlap=args.tile_overlap, memory=args.memory, device=args.device,
-                           dtype=args.dtype, other_bridge=args.other_bridge)
+                           tile=args.tile, overlap=args.tile_overlap, memory=args.memory, dtype=args.dtype,
+                           device=own_device(args.device), other_bridge=args.other_bridge)
         if args.checkpoint and Path(args.checkpoint).is_dir():
             print(f'Weights: {restore.checkpoint}')
-    restored = 0
-    with tqdm(total=len(files), desc='Restoring', bar_format=BAR) as bar:
-        for number, ((source, target), beside) in enumerate(zip(files, beside_all([each for _, each in files])), 1):
-            bar.set_postfix_str(f'{number}/{len(files)} {source.name}')
-            try:
-                restore_file(restore, source, target, beside, args, bar)
-                restored += 1
-            except (ImageError, RuntimeError, MemoryError) as error:
-                faults.append(str(error) if isinstance(error, ImageError) else f'{source}: {error}')
-                bar.write(f'rdbm restore: {faults[-1]}', file=sys.stderr)
-            bar.n = number
-            bar.refresh()
+        with tqdm(total=len(jobs), desc='Restoring', bar_format=BAR) as bar, warnings.catch_warnings():
+            warnings.simplefilter('always')
+            warnings.showwarning = lambda message, *rest: bar.write(str(message), file=sys.stderr)
+            failed = restore_all(restore, jobs, args, bar)
+    else:
+        failed = []
+    faults += failed
     more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
-    print(f'{restored} of {len(files)} images restored to {args.out}' + (f'; {faults[0]}{more}' if faults else ''))
+    print(f'{len(jobs) - len(failed)} of {len(jobs)} images restored to {args.out}'
+          + (f'; {len(there)} were there already' if there else '') + (f'; {faults[0]}{more}' if faults else ''))
     return int(bool(faults))

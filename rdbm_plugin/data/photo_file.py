@@ -75,8 +75,8 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
         decode_rgb(content, str(path))
         pages = getattr(image, 'n_frames', 1)
         if pages > 1:
-            warnings.warn(f'has {pages} pages or frames, of which the first alone is read; split the file to restore '
-                          'the others.', stacklevel=2)
+            warnings.warn(f'{path}: has {pages} pages or frames, of which the first alone is read; split the file to '
+                          'restore the others.', stacklevel=2)
         try:
             return _decoded(content, image)
         except Exception as error:

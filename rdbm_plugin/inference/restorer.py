@@ -7,7 +7,7 @@
     clean = restore(photo)                   # numpy (H, W, 3) or tensor (3, H, W)
 """
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,13 +88,14 @@ class Restorer:
         else:
             self.tile = check_int('tile', tile, 0 if tile == 0 else SMALLEST)
 
-    def __call__(self, image: Picture, seed: int = 0, progress: Callable[[float], None] | None = None) -> Picture:
+    def __call__(self, image: Picture, seed: int | Sequence[int] = 0,
+                 progress: Callable[[float], None] | None = None) -> Picture:
         """Restore one image, or a batch of tensors.
 
         Args:
             image: numpy (H, W) or (H, W, 3), RGB, uint8, uint16 or float in [0, 1]; or a float tensor (3, H, W) or
                 (N, 3, H, W) in [0, 1].
-            seed: Of the noise, where the sampler adds any.
+            seed: Of the noise, where the sampler adds any; of a batch that of the first, or one for each.
             progress: Called after each tile of each evaluation with the share that is done, from 0 to 1.
 
         Returns:
@@ -121,18 +122,19 @@ class Restorer:
         return (np.rint(out * top) if top > 1 else out).astype(array.dtype)
 
     @torch.inference_mode()
-    def _restore(self, lq: Tensor, seed: int, progress: Callable[[float], None] | None) -> Tensor:
+    def _restore(self, lq: Tensor, seed: int | Sequence[int], progress: Callable[[float], None] | None) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> the same, on the CPU."""
         if not lq.numel() or not bool(lq.isfinite().all()) or float(lq.abs().max()) > 2:
             raise OptionError(f'image: found {"values" if lq.numel() else "no pixels"} in shape {tuple(lq.shape)} '
                               + (f'from {float(lq.min()):g} to {float(lq.max()):g}; ' if lq.numel() else '; ')
                               + 'expected finite floats in [0, 1], or uint8 or uint16 arrays.')
         lq = lq.to(self.device)
+        seeds = [seed + i for i in range(len(lq))] if isinstance(seed, int) else list(seed)
         longest = max(lq.shape[-2:])
         while True:
             side = max(self.tile or longest, SMALLEST)
             try:
-                result = self.sampler(self._network(side, progress), 2 * lq - 1, [seed + i for i in range(len(lq))])
+                result = self.sampler(self._network(side, progress), 2 * lq - 1, seeds)
                 return (lq + result.residual / 2).clamp_(0, 1).cpu()
             except (RuntimeError, MemoryError) as error:
                 side = min(side, longest) // 2

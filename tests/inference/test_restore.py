@@ -305,6 +305,44 @@ def test_further_pages_are_not_lost_without_a_word(run, tmp_path, name):
     assert status == 0 and f'{name}: has 3 pages or frames, of which the first alone is read' in text
 
 
+def sizes(folder):
+    for number, shape in enumerate([(20, 30, 3), (20, 30, 3), (24, 24, 3), (20, 30, 3), (20, 30, 3), (20, 30, 3)]):
+        path = write(folder / f'{number}.png', shape)
+        if number == 3:
+            path.write_text('no image')
+
+
+def test_batches_threads_and_processes_give_what_one_at_a_time_gives(run, tmp_path, monkeypatch):
+    sizes(tmp_path / 'in')
+    status, text = run('in', '-o', 'one', '--batch', 1, '--compare')
+    assert status == 1 and '5 of 6 images restored' in text
+    one = {path.name: path.read_bytes() for path in (tmp_path / 'one').iterdir()}
+    assert len(one) == 10
+    for rank in (0, 1):
+        monkeypatch.setenv('RANK', str(rank))
+        monkeypatch.setenv('WORLD_SIZE', '2')
+        status, text = run('in', '-o', 'shared', '--compare')
+        assert status == rank and f'{3 - rank} of 3 images restored' in text
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'shared').iterdir()} == one
+    monkeypatch.delenv('RANK')
+    run('in', '-o', 'batched', '--batch', 4)
+    for name in ('0.png', '1.png', '2.png', '4.png', '5.png'):
+        first, second = (read_photo(tmp_path / folder / name).rgb.astype(int) for folder in ('one', 'batched'))
+        assert np.abs(first - second).max() <= 1
+
+
+def test_a_broken_run_goes_on_where_it_stopped(run, tmp_path):
+    sizes(tmp_path / 'in')
+    write(tmp_path / 'out/0.png')
+    before = (tmp_path / 'out/0.png').read_bytes()
+    status, text = run('in', '-o', 'out', '--skip-existing')
+    assert status == 1 and '4 of 5 images restored to out; 1 were there already; ' in text
+    assert (tmp_path / 'out/0.png').read_bytes() == before
+    (tmp_path / 'in/3.png').unlink()
+    status, text = run('in', '-o', 'out', '--skip-existing')
+    assert status == 0 and '0 of 0 images restored to out; 5 were there already' in text
+
+
 def test_unwritable_output_is_named(run, tmp_path):
     write(tmp_path / 'a.png')
     (tmp_path / 'file').write_text('in the way')
