@@ -1,9 +1,22 @@
 """The random numbers of a training step, from seed, iteration and place in the batch of all ranks. Needs torch only."""
 import random
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@lru_cache
+def most_in(share: float, count: int) -> int:
+    """The most of ``count`` samples that :meth:`Draws.spread` ever puts into one interval of length ``share``."""
+    if share <= 0:
+        return 0
+    points = GOLDEN * np.arange(count) % 1
+    # The fullest interval begins at a point; rounding may not lose one at its end.
+    return int((((points[None] - points[:, None]) % 1) < share + 1e-9).sum(axis=1).max())
 
 
 def seed_step(seed: int, iteration: int, rank: int) -> None:
@@ -18,7 +31,7 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
 
 
 class Draws:
-    """Nodes, chances and noise of one rank's samples, which are those that a single process would draw for them.
+    """Nodes, places and noise of one rank's samples, which are those that a single process would draw for them.
 
     Args:
         seed: Of the run.
@@ -35,9 +48,14 @@ class Draws:
         """Integers from ``low`` to ``high`` - 1, (N,) int64."""
         return torch.randint(low, high, (self.total,), generator=self.generator)[self.own]
 
-    def chances(self) -> Tensor:
-        """Uniform in [0, 1), (N,) float32."""
-        return torch.rand(self.total, generator=self.generator)[self.own]
+    def spread(self) -> Tensor:
+        """Each uniform in [0, 1), but evenly spread over the batch, (N,) float64.
+
+        Multiples of the golden ratio behind a common random shift: of N samples that follow one another nearly the same
+        number falls into an interval in every step, whatever the number of ranks; see :func:`most_in`.
+        """
+        shift = torch.rand((), generator=self.generator, dtype=torch.float64)
+        return (shift + GOLDEN * torch.arange(self.total, dtype=torch.float64)[self.own]) % 1
 
     def noise(self, like: Tensor) -> Tensor:
         """Standard normal, of shape, device and memory format of ``like``, (N, C, H, W)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rdbm_plugin.bridge import ResidualBridge
 from rdbm_plugin.config.options import check_number
-from rdbm_plugin.losses.draws import Draws
+from rdbm_plugin.losses.draws import Draws, most_in
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -60,38 +60,46 @@ class Objective:
              mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
         """States of a batch of degraded and clean images, both (N, C, H, W) in [0, 1].
 
-        ``predict`` is for on-policy states; ``mean_of_ranks`` gives the mean of a tensor over all processes.
+        ``predict`` is for on-policy states, and is called with as many samples in every step, so that its shapes stay
+        fixed; ``mean_of_ranks`` gives the mean of a tensor over all processes.
         """
         mu, residual = 2 * lq - 1, 2 * (gt - lq)
         last = self.bridge.timesteps
-        t = torch.where(draws.chances() < self.node_t_share, last, draws.integers(1, max(last, 2)))
+        place = draws.spread()
+        t = torch.where(place < self.node_t_share, last, draws.integers(1, max(last, 2)))
         eps = draws.noise(residual)
         n = self.bridge.modulate(residual, eps)
         z = self.bridge.marginal(residual, n, t)
-        if self.own_start_share > 0:
-            chosen = (draws.chances() < self.own_start_share) & (t < last)
-            if chosen.any():
-                z, n = self._on_policy(chosen, z, n, residual, eps, mu, t, predict)
+        share = (1 - self.node_t_share) * self.own_start_share
+        most = most_in(share, len(lq))
+        if most and last > 1:
+            chosen = (place >= self.node_t_share) & (place < self.node_t_share + share)
+            # Those that are chosen come first; what fills up the fixed number is worked on and not taken.
+            rows = torch.argsort((~chosen).int(), stable=True)[:most]
+            z, n = self._on_policy(rows, chosen[rows], z, n, residual, eps, mu, t, predict)
         mean_weight = torch.ones((), device=lq.device)
         if isinstance(self.criterion, ResidualModulatedLoss) and self.criterion.balance > 0:
             mean_weight = mean_of_ranks(self.criterion.weights(residual).mean())
         return States(z, self.bridge.target(residual, n, mu, t), mu, t, residual, gt, mean_weight)
 
-    def _on_policy(self, chosen: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor, t: Tensor,
-                   predict: Predict) -> tuple[Tensor, Tensor]:
-        """Replace chosen states (z, n) by those of the network's own estimate at node T."""
-        last = torch.full_like(t, self.bridge.timesteps)[chosen]
-        mu, residual, eps, t = mu[chosen], residual[chosen], eps[chosen], t[chosen]
+    def _on_policy(self, rows: Tensor, taken: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
+                   t: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
+        """Replace states (z, n) of rows that are taken by those of the network's own estimate at node T."""
+        last = torch.full_like(rows, self.bridge.timesteps)
+        mu, residual, eps = mu[rows], residual[rows], eps[rows]
+        # At node T, where rows that are not taken may be, no noise gives a state.
+        t = torch.where(taken, t[rows], 1)
         with torch.no_grad():
             nothing = torch.zeros_like(mu)
             start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
             output = predict(self.bridge.centre(mu, last) + start, mu, last.to(mu.device))
             estimate = self.bridge.to_residual(output, start, mu, last)
         estimate = (mu + estimate).clamp(-1, 1) - mu
-        z, n = z.clone(), n.clone()
-        z[chosen] = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
-        n[chosen] = self.bridge.noise_of(z[chosen], residual, t)
-        return z, n
+        own = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
+        taken = taken.to(z.device).view(-1, 1, 1, 1)
+        rows = rows.to(z.device)
+        new_n = torch.where(taken, self.bridge.noise_of(own, residual, t), n[rows])
+        return z.index_copy(0, rows, torch.where(taken, own, z[rows])), n.index_copy(0, rows, new_n)
 
     def output(self, states: States, predict: Predict) -> Tensor:
         """The network's output for states, (N, C, H, W)."""
