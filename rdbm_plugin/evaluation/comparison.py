@@ -182,9 +182,11 @@ class Comparison:
         print(f'\n{self.out / "page.html"}')
 
     def _write_grid(self, faults: Mapping[str, str]) -> None:
-        rows = {dataset: [crop[..., ::-1] for name, crop in crops.items() if name not in faults]
+        columns = [name for name in dict.fromkeys(name for crops in self.crops.values() for name in crops)
+                   if name not in faults]
+        # Of a set that finished results lack, nothing is shown.
+        rows = {dataset: [crops.get(name, np.full_like(crops[DEGRADED], 255))[..., ::-1] for name in columns]
                 for dataset, crops in self.crops.items()}
-        columns = [name for name in next(iter(self.crops.values())) if name not in faults]
         grid = pictures.picture_grid(rows, columns)
         cv2.imwrite(str(self.out / 'crops.png'), grid[..., ::-1])
 

@@ -98,7 +98,8 @@ def test_two_ranks_give_what_one_gives_to_the_last_digit(three_photos, tmp_path)
     folders = []
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
-        job(ranks, tmp_path / str(ranks), {**changes, 'val:sampler:eta': 1.0, 'bridge:modulation': 'one'})
+        job(ranks, tmp_path / str(ranks), {**changes, 'val:sampler:eta': 1.0, 'bridge:modulation': 'one',
+                                                  'val:other_bridge': 'true'})
         folders.append(tmp_path / str(ranks) / 'results/test_rdbm_universal')
     one, two = ([without_time(row) for row in read(folder / 'images.csv')] for folder in folders)
     assert len(one) == 15 and one == two

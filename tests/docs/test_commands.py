@@ -30,6 +30,8 @@ RUN = {
     # Beginning of a command -> what is changed in it, and what is added to it.
     'rdbm train -opt options/train_rdbm_universal.yml --auto_resume': ({}, forced(SMALL_TRAINING)),
     'rdbm train': ({}, forced(SMALL_TRAINING)),
+    'rdbm train -opt options/train_rdbm_universal_pairs.yml': (
+        {}, forced({**SMALL_TRAINING, 'datasets:train:batch_size_per_gpu': 20})),
     'rdbm test': ({'path:pretrain_network_g=experiments/train_rdbm_quickstart/models/net_g_latest.pth':
                    f'path:pretrain_network_g={ROOT}/rdbm_plugin/inference/weights/rdbm_t.pth', '1,2,5,10,20': '1,2'},
                   [f'{key}={value}' for key, value in SMALL_TEST.items()]),
@@ -38,7 +40,7 @@ RUN = {
     'rdbm doctor --codebase FOLDER': ({'FOLDER': 'theirs'}, []),
     'python scripts/plot_bridge.py': ({}, []),
     'rdbm data list': ({}, []),
-    'rdbm restore': ({}, ['--steps', '1', '--device', 'cpu']),
+    'rdbm restore': ({'FOLDER': 'photos'}, ['--steps', '1', '--device', 'cpu']),
     'python scripts/prepare_universal.py': ({'/path/to/photos': 'photos'}, ['--out', 'made', '--crop-size', '64']),
     'python scripts/create_lmdb.py': ({'datasets/Rain13K/train/target': 'photos', 'datasets/Rain13K/train/gt.lmdb':
                                        'photos.lmdb'}, []),
@@ -50,6 +52,7 @@ OTHERS = {
     'python3 scripts/run_tests.py': ('.ci/run', 'scripts/run_tests.py'),
     'python3 scripts/quickstart.py': ('tests/models/test_training.py', 'train_rdbm_quickstart.yml'),
     'rdbm data fetch': ('tests/data/test_fetching.py', "'data', 'fetch', 'bsds500', '--from'"),
+    'mkdocs build': ('tests/docs/test_docs.py', "'mkdocs', 'build', '--strict'"),
     'rdbm demo': ('tests/commands/test_demo.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
     'python scripts/run_suite.py ablations': ('tests/scripts/test_ablations.py', "'scripts/run_suite.py', 'ablations'"),

@@ -11,9 +11,11 @@ OLD = Path(__file__).with_name('run_of_0_1')
 CHANGES = {'num_gpu': 0, 'datasets:train:gt_size': 16, 'datasets:train:batch_size_per_gpu': 7,
            'datasets:train:num_worker_per_gpu': 0, 'datasets:val_1:gt_size': 24, 'val:sampler:steps': 2,
            'train:total_iter': 8, 'train:scheduler:periods': '[8]', 'val:val_freq': 4, 'train:amp': 'none',
-           'logger:save_checkpoint_freq': 4, 'logger:print_freq': 1, 'logger:use_tb_logger': 'false'}
-LOSSES = (1.0287e-01, 1.3301e-01, 1.1879e-01, 1.1260e-01)
-"""Of iterations 5 to 8, as version 0.1 printed them without a break."""
+           'logger:save_checkpoint_freq': 4, 'logger:print_freq': 1, 'logger:use_tb_logger': 'false',
+           'train:node_t_share': 1}
+"""All samples at node T: how nodes are drawn is another since."""
+LOSSES = (1.0285e-01, 1.3316e-01, 1.1876e-01, 1.1256e-01)
+"""Of iterations 5 to 8, as version 0.1 printed them when it went on from the same state."""
 
 
 def test_network_and_state_of_version_0_1_are_gone_on_with(tmp_path):
@@ -23,7 +25,8 @@ def test_network_and_state_of_version_0_1_are_gone_on_with(tmp_path):
         shutil.copy(OLD / source, run / folder)
     output = command('-m', 'rdbm_plugin', 'train', '-opt', OLD / 'run.yml', '--auto_resume', *forced(CHANGES),
                      cwd=tmp_path).stdout
-    assert 'Resuming training from epoch: 0, iter: 4.' in output and 'Resumed with another option' not in output
+    assert 'Resuming training from epoch: 0, iter: 4.' in output
+    assert re.findall('Resumed with another option than before: (.*)', output) == ['train: node_t_share: 0.6 -> 1']
     assert [float(x) for x in re.findall(r'l_pix: (\S+)', output)] == pytest.approx(LOSSES, rel=1e-3)
     found, expected = (torch.load(path, weights_only=True) for path in (
         run / 'models/net_g_latest.pth', OLD / 'expected_8.pth'))

@@ -135,7 +135,7 @@ BAD = {
     'model': ({'model_type': 'RDBM'}, ['model_type', "'RDBM'", 'RDBMModel']),
     'data folder': ({'datasets:train:dataroot_gt': '/no/such'}, ['datasets: photos: dataroot_gt', '/no/such']),
     'data type': ({'datasets:train:type': 'Pairs'}, ['datasets: train: type', "'Pairs'", 'PairedImageDataset']),
-    'checkpoint': ({'path:pretrain_network_g': '/no/such.pth'}, ['no checkpoint', '/no/such.pth']),
+    'checkpoint': ({'path:pretrain_network_g': '/no/such.pth'}, ["path: no file '/no/such.pth'"]),
     'loss': ({'train:pixel_opt:measure': 'eps'}, ['pixel_opt: measure', "'eps'", 'noise, residual, velocity']),
     'optimizer': ({'train:optim_g:type': 'AdamV'}, ['optim_g: type', "'AdamV'", 'Adam, AdamW']),
     'share': ({'train:node_t_share': 2}, ['node_t_share', 'found 2', '<= 1']),
