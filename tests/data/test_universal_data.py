@@ -143,8 +143,8 @@ def test_manual_seed_changes_order_and_crops_and_repeats_them(data):
     assert not same(first, other)
 
 
-@pytest.mark.parametrize('ending', ['', '.lmdb'])
-@pytest.mark.parametrize('context', ['fork', 'spawn'])
+@pytest.mark.parametrize(('context', 'ending'), [
+    ('fork', ''), ('fork', '.lmdb'), ('spawn', '.lmdb'), pytest.param('spawn', '', marks=pytest.mark.slow)])
 def test_data_do_not_depend_on_workers(data, ending, context):
     """After an LMDB has been opened in this process, too."""
     alone = epoch(block(data, ending))

@@ -244,8 +244,8 @@ def test_nothing_else_needs_mmengine(tmp_path):
     ([QUICKSTART, '--work-dir', 'old'], 'work_dir: old has checkpoints of an earlier run (iter_2.pth); go on with it'),
     ([QUICKSTART, '--cfg-options', 'model.bridge.timestep=3'], "bridge: unknown key 'timestep'"),
     ([QUICKSTART, '--cfg-options', 'model.network.type=RDBMUnet'], "Did you mean 'RDBMUNet'?"),
-    ([QUICKSTART, '--cfg-options', 'load_from=old/iter_2.pth', 'train_dataloader.num_workers=0'],
-     'old/iter_2.pth: not a checkpoint that is safe'),
+    pytest.param([QUICKSTART, '--cfg-options', 'load_from=old/iter_2.pth', 'train_dataloader.num_workers=0'],
+                 'old/iter_2.pth: not a checkpoint that is safe', marks=pytest.mark.slow),
 ])
 def test_launcher_refuses(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

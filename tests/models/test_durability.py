@@ -99,8 +99,9 @@ def test_comparison_sees_a_single_bit(whole):
 
 
 @pytest.mark.parametrize(('workers', 'number', 'group', 'words'), [
-    (0, signal.SIGTERM, False, 'iter:       7,'), (2, signal.SIGINT, True, 'iter:       7,'),
-    (2, signal.SIGTERM, True, 'iter:       2,'), (0, signal.SIGTERM, False, 'Validation derain')])
+    (2, signal.SIGINT, True, 'iter:       7,'), (0, signal.SIGTERM, False, 'Validation derain'),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        (0, signal.SIGTERM, False, 'iter:       7,'), (2, signal.SIGTERM, True, 'iter:       2,')))])
 def test_run_that_was_asked_to_stop_is_gone_on_with_bit_for_bit(file, whole, tmp_path, workers, number, group, words):
     changes = {'datasets:train:num_worker_per_gpu': workers}
     status, output = break_off(file, tmp_path, words, number, group, **changes)
@@ -230,7 +231,7 @@ def test_run_that_was_wound_back_deletes_nothing_of_what_came_later(tmp_path):
     assert len(list(tmp_path.glob('net_g_*.pth'))) == 4 and not (tmp_path / 'net_g_2.pth').exists()
 
 
-@pytest.mark.parametrize('mode', ['~', 'cpu'])
+@pytest.mark.parametrize('mode', ['cpu', pytest.param('~', marks=pytest.mark.slow)])
 def test_no_worker_keeps_a_run_from_ending(file, tmp_path, mode):
     """They do not heed SIGTERM, with which Python ends what is left of them; here a run ends well, and in an error."""
     changes = {'datasets:train:num_worker_per_gpu': 2, 'datasets:train:prefetch_mode': mode, **short(2)}
