@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stdout
+import time
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from socket import socket
+from socket import create_connection, socket
 from unittest.mock import patch
 
 import pytest
@@ -181,6 +182,30 @@ def browser():
         chromium = driver.chromium.launch(executable_path=binary, args=['--no-sandbox'])
         yield chromium
         chromium.close()
+
+
+@contextmanager
+def demo(*arguments, cwd, env):
+    """``rdbm demo ARGUMENTS`` while it runs; gives its address."""
+    with socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    with (Path(cwd) / 'demo.log').open('w') as log:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'rdbm_plugin', 'demo', '--no-browser', '--port', str(port), '--device', 'cpu',
+             *map(str, arguments)], cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(600):
+                try:
+                    create_connection(('127.0.0.1', port), 1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, (Path(cwd) / 'demo.log').read_text()
+                    time.sleep(0.2)
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def forced(changes):

@@ -1,14 +1,10 @@
 """``rdbm demo`` as a user meets it: its process, its page in a browser, what it refuses."""
-import subprocess
-import sys
-import time
 from pathlib import Path
-from socket import create_connection, socket
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, environment
+from conftest import ROOT, command, demo, environment
 from PIL import Image
 
 from rdbm_plugin import Restorer
@@ -26,24 +22,9 @@ def address(tmp_path_factory):
     network = Restorer(device='cpu').network
     torch.save({'params': network.state_dict()}, models / 'net_g_latest.pth')
     (models.parent / 'mine.yml').write_text('network_g: {type: RDBMUNet, variant: T}\n')
-    with socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    with (folder / 'log').open('w') as log:
-        process = subprocess.Popen(
-            [sys.executable, '-m', 'rdbm_plugin', 'demo', '--no-browser', '--port', str(port), '--device', 'cpu',
-             '--max-megapixels', '0.02', '--checkpoint', str(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'),
-             'experiments/mine'], cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT)
-        for _ in range(600):
-            try:
-                create_connection(('127.0.0.1', port), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / 'log').read_text()
-                time.sleep(0.2)
-        yield f'http://127.0.0.1:{port}'
-        process.terminate()
-        process.wait()
+    with demo('--max-megapixels', 0.02, '--checkpoint', ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth',
+              'experiments/mine', cwd=folder, env=environment()) as found:
+        yield found
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ OTHERS = {
     'python3 scripts/quickstart.py': ('tests/models/test_training.py', 'train_rdbm_quickstart.yml'),
     'rdbm data fetch': ('tests/data/test_fetching.py', "'data', 'fetch', 'bsds500', '--from'"),
     'mkdocs build': ('tests/docs/test_docs.py', "'mkdocs', 'build', '--strict'"),
-    'rdbm demo': ('tests/commands/test_demo.py', "'demo', '--no-browser'"),
+    'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
     'python scripts/run_suite.py ablations': ('tests/scripts/test_ablations.py', "'scripts/run_suite.py', 'ablations'"),
     'python scripts/run_suite.py': ('tests/scripts/test_suites.py', "'scripts/run_suite.py'"),
