@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command
+from foreign_damage import KINDS, damage
 from PIL import Image
 
 from rdbm_plugin import OptionError, Restorer
@@ -42,6 +43,18 @@ def test_shipped_weights_restore_photos_they_never_saw(restore, photos):
 def test_shipped_weights_leave_good_photos_almost_untouched(photos):
     restore = Restorer(device='cpu')
     assert min(psnr(restore(each['gt']), each['gt']) for each in photos['derain']) >= 38
+
+
+def test_shipped_weights_do_not_harm_what_another_hand_has_damaged(photos):
+    """Damage by formulas that no training knows; PSNR in dB of two photos that training never saw."""
+    restore, gains = Restorer(device='cpu'), {}
+    for number, item in enumerate(photos['derain']):
+        clean = item['gt'].permute(1, 2, 0).numpy()
+        for place, kind in enumerate(KINDS):
+            lq = torch.from_numpy(damage(kind, clean, np.random.default_rng([number, place]))).permute(2, 0, 1)
+            gains.setdefault(kind, []).append(psnr(restore(lq), item['gt']) - psnr(lq, item['gt']))
+    means = {kind: np.mean(each) for kind, each in gains.items()}
+    assert np.mean(list(means.values())) > 1.5 and min(means.values()) > -1, means
 
 
 @pytest.mark.parametrize('task', ['lowlight', *(pytest.param(task, marks=pytest.mark.slow)
