@@ -171,7 +171,7 @@ def prepared(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def browser():
     """Headless Chromium, offline."""
     binary = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
