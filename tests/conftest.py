@@ -204,7 +204,7 @@ def demo(*arguments, cwd, env):
                     time.sleep(0.2)
             yield f'http://127.0.0.1:{port}'
         finally:
-            process.terminate()
+            process.kill()
             process.wait()
 
 

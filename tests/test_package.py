@@ -5,10 +5,9 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
-from conftest import ROOT, TINY, demo, forced, short
+from conftest import ROOT, TINY, forced, short
 
 
 def quietly(*arguments, cwd, **more):
@@ -73,6 +72,4 @@ def test_it_restores_and_trains_without_the_repository(environment, tmp_path):
     assert 'End of training.' in printed
     sample = ROOT / 'docs/samples/dark.jpg'
     assert '1 of 1 images restored' in rdbm('restore', sample, '-o', 'out', '--steps', '1', '--device', 'cpu')
-    pytest.importorskip('gradio')
-    with demo(cwd=tmp_path, env=environment) as address, urlopen(address, timeout=60) as answer:
-        assert b'RDBM' in answer.read()
+    assert 'rdbm demo' in rdbm('demo', '--help')
