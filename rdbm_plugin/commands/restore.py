@@ -212,8 +212,10 @@ def main() -> int:
     files, faults = plan(args.inputs, args.out)
     jobs = own_share([Job(source, target, beside) for (source, target), beside in zip(
         files, beside_all([target for _, target in files]))])
-    there = [job for job in jobs if args.skip_existing and job.target.is_file()]
-    jobs = [job for job in jobs if job not in there]
+    total = len(jobs)
+    if args.skip_existing:
+        jobs = [job for job in jobs if not job.target.is_file()]
+    there = total - len(jobs)
     for fault in faults:
         print(f'rdbm restore: {fault}', file=sys.stderr)
     if jobs:
@@ -231,5 +233,5 @@ def main() -> int:
     faults += failed
     more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
     print(f'{len(jobs) - len(failed)} of {len(jobs)} images restored to {args.out}'
-          + (f'; {len(there)} were there already' if there else '') + (f'; {faults[0]}{more}' if faults else ''))
+          + (f'; {there} were there already' if there else '') + (f'; {faults[0]}{more}' if faults else ''))
     return int(bool(faults))

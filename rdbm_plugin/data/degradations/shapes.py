@@ -9,6 +9,7 @@ Image = NDArray[np.float32]
 
 
 def disk(radius: float) -> NDArray[np.bool_]:
+    """Mask of the pixels within ``radius`` of the centre, square, of odd side."""
     reach = int(np.ceil(radius))
     y, x = np.ogrid[-reach:reach + 1, -reach:reach + 1]
     return x * x + y * y <= radius * radius + 0.5
