@@ -1,13 +1,15 @@
 """The wheel and the sdist hold all that a user needs, installed without the repository."""
+import json
 import os
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-from conftest import ROOT, TINY, forced, short
+from conftest import ROOT, TINY, demo, forced, short
 
 
 def quietly(*arguments, cwd, **more):
@@ -72,4 +74,10 @@ def test_it_restores_and_trains_without_the_repository(environment, tmp_path):
     assert 'End of training.' in printed
     sample = ROOT / 'docs/samples/dark.jpg'
     assert '1 of 1 images restored' in rdbm('restore', sample, '-o', 'out', '--steps', '1', '--device', 'cpu')
-    assert 'rdbm demo' in rdbm('demo', '--help')
+
+
+def test_it_serves_the_page_without_the_repository(environment, tmp_path):
+    pytest.importorskip('gradio', reason='pip install "rdbm_plugin[demo]" to test the page')
+    with demo(cwd=tmp_path, env=environment) as address, urlopen(f'{address}/config', timeout=60) as answer:
+        shown = {each['props'].get('label') for each in json.load(answer)['components']}
+    assert {'Photo', 'Network evaluations', 'Download (shipped weights)'} <= shown

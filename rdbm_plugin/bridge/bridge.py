@@ -30,8 +30,8 @@ class ResidualBridge:
         x_t = mu + mean_coef[t] * residual + std_coef[t] * pi * eps
 
     Node 0 of the T+1 nodes is x0 (mean_coef 1, std_coef 0), node T is mu (both 0). All images are (N, C, H, W) in
-    [-1, 1]; ``t`` is a (N,) int64 tensor of nodes on the CPU; coefficients are float64. Other bridges are settings of
-    this one, see :mod:`rdbm_plugin.bridge.family`. A network may predict, with n = pi * eps:
+    [-1, 1]; ``t`` is a (N,) int64 tensor of nodes, on the CPU or with the images; coefficients are float64. Other
+    bridges are settings of this one, see :mod:`rdbm_plugin.bridge.family`. A network may predict, with n = pi * eps:
 
     - ``residual``: x0 - mu, or ``x0`` itself.
     - ``noise``: n, the paper's target; at a pinned node T the residual, as x_T = mu says nothing about n (0/0).
@@ -83,16 +83,22 @@ class ResidualBridge:
 
     def _make_tables(self, theta: Tensor) -> None:
         self.theta = theta
+        self._copies: dict[tuple[str, torch.device], Tensor] = {}
         zero = theta.new_zeros(1)
         # theta_bar_{t:T} is summed from node T: the total minus theta_bar_{0:t} has no digits left near there.
         self.theta_bar_0t = a = torch.cat([zero, theta.cumsum(0)])
         self.theta_bar_tT = b = torch.cat([theta.flip(0).cumsum(0).flip(0), zero]) + self.soft_end
         self.mean_coef = closed_form.mean_coef(a, b, self.brownian)
         self.std_coef = closed_form.std_coef(a, b, self.stationary_variance, self.brownian)
-        self._norm_squared = self.mean_coef.square() + self.std_coef.square()
-        norm = self._norm_squared.sqrt()
+        norm_squared = self.mean_coef.square() + self.std_coef.square()
+        norm = norm_squared.sqrt()
         self._sin = (self.mean_coef / norm).nan_to_num(nan=0.0)
         self._cos = (self.std_coef / norm).nan_to_num(nan=1.0)
+        self._velocity_weight = (self.mean_coef / norm_squared).nan_to_num(nan=0.0)
+        self._velocity_gain = 1 / self._cos
+        self._noise_gain = self.rnr.sqrt()
+        if self.pinned:
+            self._noise_gain[-1] = 1.0
         if self.reversion_level is not None:
             self._gap = closed_form.reversion_gap(a, b, self.brownian)
 
@@ -105,7 +111,7 @@ class ResidualBridge:
         """x_t less the z of :meth:`marginal`: mu, or with a reversion level a mix of both; (N, C, H, W)."""
         if self.reversion_level is None:
             return mu
-        return mu + self._at(self._gap, t, mu) * (mu - self.reversion_level)
+        return mu + self._at('_gap', t, mu) * (mu - self.reversion_level)
 
     @property
     def rnr(self) -> Tensor:
@@ -113,8 +119,19 @@ class ResidualBridge:
         inner = closed_form.rnr(self.theta_bar_0t[1:], self.theta_bar_tT[1:], self.stationary_variance, self.brownian)
         return torch.cat([inner.new_full((1,), torch.inf), inner])
 
-    def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return table[t].to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
+    def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
+        """The values of a table at nodes ``t``, (N, 1, 1, 1), where ``like`` is."""
+        return self._on(table, t.device)[t].to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
+
+    def _on(self, table: str, device: torch.device) -> Tensor:
+        # Nodes on the images' device find their values there: nothing waits for the CPU.
+        if device.type == 'cpu':
+            return getattr(self, table)
+        if (table, device) not in self._copies:
+            # Apple's GPUs have no float64.
+            dtype = torch.float32 if device.type == 'mps' else torch.float64
+            self._copies[table, device] = getattr(self, table).to(device, dtype)
+        return self._copies[table, device]
 
     def _at_mu(self, t: Tensor, like: Tensor) -> Tensor:
         # No "and" with a bool: TorchScript has none.
@@ -128,11 +145,11 @@ class ResidualBridge:
 
     def marginal(self, residual: Tensor, n: Tensor, t: Tensor) -> Tensor:
         """z_t = x_t - centre at nodes ``t`` for the modulated noise ``n`` (Eq. 13); (N, C, H, W)."""
-        return self._at(self.mean_coef, t, residual) * residual + self._at(self.std_coef, t, residual) * n
+        return self._at('mean_coef', t, residual) * residual + self._at('std_coef', t, residual) * n
 
     def noise_of(self, z: Tensor, residual: Tensor, t: Tensor) -> Tensor:
         """The n with which :meth:`marginal` gives ``z``, at nodes 1 to T-1; (N, C, H, W)."""
-        return (z - self._at(self.mean_coef, t, z) * residual) / self._at(self.std_coef, t, z)
+        return (z - self._at('mean_coef', t, z) * residual) / self._at('std_coef', t, z)
 
     def target(self, residual: Tensor, n: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The network's target at nodes ``t``, inverse of :meth:`to_residual`; (N, C, H, W)."""
@@ -141,7 +158,7 @@ class ResidualBridge:
         if self.prediction == 'noise':
             return torch.where(self._at_mu(t, n), residual, n)
         if self.prediction == 'velocity':
-            return self._at(self._cos, t, n) * residual - self._at(self._sin, t, n) * n
+            return self._at('_cos', t, n) * residual - self._at('_sin', t, n) * n
         return residual
 
     def to_residual(self, output: Tensor, z: Tensor, mu: Tensor, t: Tensor) -> Tensor:
@@ -150,24 +167,21 @@ class ResidualBridge:
             return output - mu
         if self.prediction == 'noise':
             at_mu = self._at_mu(t, output)
-            mean = self._at(self.mean_coef, t, z)
-            residual = (z - self._at(self.std_coef, t, z) * output) / torch.where(at_mu, 1.0, mean)
+            mean = self._at('mean_coef', t, z)
+            residual = (z - self._at('std_coef', t, z) * output) / torch.where(at_mu, 1.0, mean)
             return torch.where(at_mu, output, residual)
         if self.prediction == 'velocity':
-            z_weight = (self.mean_coef / self._norm_squared).nan_to_num(nan=0.0)
-            return self._at(z_weight, t, z) * z + self._at(self._cos, t, z) * output
+            return self._at('_velocity_weight', t, z) * z + self._at('_cos', t, z) * output
         return output
 
     def error_gain(self, quantity: str, t: Tensor) -> Tensor:
-        """|error of ``quantity``| / |error of the residual| at nodes ``t``; (N,) float64.
+        """|error of ``quantity``| / |error of the residual| at nodes ``t``; (N,), float64 unless all are 1.
 
         ``noise``: Theta_t / Sigma_t, at a pinned node T 1; ``velocity``: sqrt(1 + Theta_t^2 / Sigma_t^2); others: 1.
         """
         if check_choice('quantity', quantity, PREDICTIONS) in ('residual', 'x0'):
-            return torch.ones(len(t), dtype=torch.float64)
-        if quantity == 'noise':
-            return torch.where((t == self.timesteps) & self.pinned, 1.0, self.rnr[t].sqrt())
-        return 1 / self._cos[t]
+            return torch.ones_like(t, dtype=torch.float32)
+        return self._on('_noise_gain' if quantity == 'noise' else '_velocity_gain', t.device)[t]
 
     def posterior(self, s: int, t: int) -> tuple[float, float, float]:
         """(k, c, v) of q(x_s | x_t, x0, mu) = N(centre_s + k z_t + c residual, v pi^2) for nodes s < t."""

@@ -56,7 +56,7 @@ KEYS: dict[str, dict[str, Kind | None]] = {
          'dist': _switch, 'rank': None, 'world_size': None, 'root_path': None},
     'train': {'ema_decay': _fraction, 'node_t_share': None, 'own_start_share': None, 'amp': None,
               'grad_clip': None, 'micro_batches': _optional(_int(1)), 'nonfinite_limit': _optional(_int(1)),
-              'optim_g': _block, 'scheduler': _block, 'total_iter': _interval, 'warmup_iter': _int(-1),
+              'capture': None, 'optim_g': _block, 'scheduler': _block, 'total_iter': _interval, 'warmup_iter': _int(-1),
               'pixel_opt': _optional(_block), 'perceptual_opt': _optional(_block)},
     'val': {'val_freq': _interval, 'save_img': _switch, 'pbar': _switch, 'suffix': _optional(_text),
             'sampler': _optional(_block), 'metrics': _optional(_block), 'tile': None, 'tile_overlap': None,

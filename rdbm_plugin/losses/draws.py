@@ -58,12 +58,14 @@ class Draws:
         return (shift + GOLDEN * torch.arange(self.total, dtype=torch.float64)[self.own]) % 1
 
     def noise(self, like: Tensor) -> Tensor:
-        """Standard normal, of shape, device and memory format of ``like``, (N, C, H, W)."""
-        noise = torch.empty_like(like)
-        generator = torch.Generator(like.device)
-        for sample, seed in zip(noise, self.integers(0, 2**62).tolist()):
-            sample.copy_(torch.randn(like.shape[1:], generator=generator.manual_seed(seed), device=like.device))
-        return noise
+        """Standard normal, of shape, device and memory format of ``like``, (N, C, H, W).
+
+        Every rank draws for all, and keeps its own: a generator on the device cannot skip the others' numbers.
+        """
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        generator = torch.Generator(like.device).manual_seed(seed)
+        whole = torch.randn((self.total, *like.shape[1:]), generator=generator, device=like.device, dtype=like.dtype)
+        return torch.empty_like(like).copy_(whole[self.own])
 
 
 def _mixed(*numbers: int) -> int:

@@ -14,6 +14,19 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The network with gradients, in float32: predict(x_t, mu, t) -> (N, C, H, W), all on one device."""
 
 
+class Plan(NamedTuple):
+    """What is drawn for a step before its images are looked at; on their device, in shapes that no draw changes."""
+
+    t: Tensor
+    """Nodes, (N,) int64."""
+    eps: Tensor
+    """Standard normal, (N, C, H, W)."""
+    rows: Tensor
+    """The samples that on-policy states are made for, (M,) int64."""
+    taken: Tensor
+    """Which of these states are taken, (M,) bool: what fills up the fixed number is not."""
+
+
 class States(NamedTuple):
     """The states that one step trains on, with their targets; one row a sample."""
 
@@ -22,7 +35,7 @@ class States(NamedTuple):
     target: Tensor
     mu: Tensor
     t: Tensor
-    """Nodes, (N,) int64 on the CPU."""
+    """Nodes, (N,) int64."""
     residual: Tensor
     gt: Tensor
     mean_weight: Tensor
@@ -56,55 +69,64 @@ class Objective:
                              else check_number('node_t_share', node_t_share, 0, 1))
         self.own_start_share = check_number('own_start_share', own_start_share or 0, 0, 1)
 
-    def draw(self, lq: Tensor, gt: Tensor, draws: Draws, predict: Predict,
-             mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
-        """States of a batch of degraded and clean images, both (N, C, H, W) in [0, 1].
-
-        ``predict`` is for on-policy states, and is called with as many samples in every step, so that its shapes stay
-        fixed; ``mean_of_ranks`` gives the mean of a tensor over all processes.
-        """
-        mu, residual = 2 * lq - 1, 2 * (gt - lq)
+    def plan(self, draws: Draws, like: Tensor) -> Plan:
+        """Draw for a batch of images such as ``like``, (N, C, H, W)."""
         last = self.bridge.timesteps
         place = draws.spread()
         t = torch.where(place < self.node_t_share, last, draws.integers(1, max(last, 2)))
-        eps = draws.noise(residual)
-        n = self.bridge.modulate(residual, eps)
-        z = self.bridge.marginal(residual, n, t)
-        share = (1 - self.node_t_share) * self.own_start_share
-        most = most_in(share, len(lq))
-        if most and last > 1:
-            chosen = (place >= self.node_t_share) & (place < self.node_t_share + share)
-            # Those that are chosen come first; what fills up the fixed number is worked on and not taken.
-            rows = torch.argsort((~chosen).int(), stable=True)[:most]
-            z, n = self._on_policy(rows, chosen[rows], z, n, residual, eps, mu, t, predict)
+        eps = draws.noise(like)
+        share = (1 - self.node_t_share) * self.own_start_share if last > 1 else 0
+        chosen = (place >= self.node_t_share) & (place < self.node_t_share + share)
+        # Those that are chosen come first.
+        rows = torch.argsort((~chosen).int(), stable=True)[:most_in(share, len(like))]
+        packed = to_device(torch.cat([t, rows, chosen[rows].long()]), like.device)
+        t, rows, taken = packed.split([len(t), len(rows), len(rows)])
+        return Plan(t, eps, rows, taken.bool())
+
+    def states(self, lq: Tensor, gt: Tensor, plan: Plan, predict: Predict,
+               mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
+        """States of a batch of degraded and clean images, both (N, C, H, W) in [0, 1].
+
+        ``predict`` is for on-policy states, and is called with as many samples in every step; ``mean_of_ranks`` gives
+        the mean of a tensor over all processes. Nothing here waits for the device.
+        """
+        mu, residual = 2 * lq - 1, 2 * (gt - lq)
+        n = self.bridge.modulate(residual, plan.eps)
+        z = self.bridge.marginal(residual, n, plan.t)
+        if len(plan.rows):
+            z, n = self._on_policy(plan, z, n, residual, mu, predict)
         mean_weight = torch.ones((), device=lq.device)
         if isinstance(self.criterion, ResidualModulatedLoss) and self.criterion.balance > 0:
             mean_weight = mean_of_ranks(self.criterion.weights(residual).mean())
-        return States(z, self.bridge.target(residual, n, mu, t), mu, t, residual, gt, mean_weight)
+        return States(z, self.bridge.target(residual, n, mu, plan.t), mu, plan.t, residual, gt, mean_weight)
 
-    def _on_policy(self, rows: Tensor, taken: Tensor, z: Tensor, n: Tensor, residual: Tensor, eps: Tensor, mu: Tensor,
-                   t: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
+    def draw(self, lq: Tensor, gt: Tensor, draws: Draws, predict: Predict,
+             mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
+        """:meth:`states` of a :meth:`plan`."""
+        return self.states(lq, gt, self.plan(draws, lq), predict, mean_of_ranks)
+
+    def _on_policy(self, plan: Plan, z: Tensor, n: Tensor, residual: Tensor, mu: Tensor,
+                   predict: Predict) -> tuple[Tensor, Tensor]:
         """Replace states (z, n) of rows that are taken by those of the network's own estimate at node T."""
+        rows, taken = plan.rows, plan.taken
         last = torch.full_like(rows, self.bridge.timesteps)
-        mu, residual, eps = mu[rows], residual[rows], eps[rows]
+        mu, residual, eps = mu[rows], residual[rows], plan.eps[rows]
         # At node T, where rows that are not taken may be, no noise gives a state.
-        t = torch.where(taken, t[rows], 1)
+        t = torch.where(taken, plan.t[rows], 1)
         with torch.no_grad():
             nothing = torch.zeros_like(mu)
             start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
-            output = predict(self.bridge.centre(mu, last) + start, mu, last.to(mu.device))
+            output = predict(self.bridge.centre(mu, last) + start, mu, last)
             estimate = self.bridge.to_residual(output, start, mu, last)
         estimate = (mu + estimate).clamp(-1, 1) - mu
         own = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
-        taken = taken.to(z.device).view(-1, 1, 1, 1)
-        rows = rows.to(z.device)
+        taken = taken.view(-1, 1, 1, 1)
         new_n = torch.where(taken, self.bridge.noise_of(own, residual, t), n[rows])
         return z.index_copy(0, rows, torch.where(taken, own, z[rows])), n.index_copy(0, rows, new_n)
 
     def output(self, states: States, predict: Predict) -> Tensor:
         """The network's output for states, (N, C, H, W)."""
-        t = states.t.to(states.mu.device)
-        return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, t)
+        return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, states.t)
 
     def estimate(self, output: Tensor, states: States) -> Tensor:
         """The clean image by an output of the network, in [0, 1] but not clamped; (N, C, H, W)."""
@@ -116,3 +138,8 @@ class Objective:
             return self.criterion.of_samples(output, states.target, states.t, self.bridge, states.residual,
                                              states.mean_weight)
         return self.criterion(self.estimate(output, states), states.gt)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a small tensor to a device without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)

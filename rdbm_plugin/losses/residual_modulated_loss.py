@@ -55,7 +55,7 @@ class ResidualModulatedLoss(nn.Module):
         Args:
             output: Network output, (N, C, H, W).
             target: ``bridge.target(...)``, (N, C, H, W).
-            t: Nodes, (N,) int64 on the CPU, from 1 to T.
+            t: Nodes, (N,) int64, from 1 to T.
             bridge: Defines what the network predicts.
             residual: x0 - mu, (N, C, H, W) in [-2, 2].
             mean_weight: Mean of :meth:`weights` over all samples of a step; default: over these.

@@ -25,6 +25,7 @@ from rdbm_plugin.evaluation.protocols import check_protocol
 from rdbm_plugin.inference.tiling import SMALLEST
 from rdbm_plugin.inference.training_options import check_trained_bridge
 from rdbm_plugin.losses.objective import Objective
+from rdbm_plugin.models.capture import CAPTURES
 from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
 
@@ -58,7 +59,9 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
         raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
     clip = train_opt.get('grad_clip')
     clip = math.inf if clip is None else check_number('train: grad_clip', clip, above=0)
-    return TrainingSettings(amp, clip, train_opt.get('micro_batches') or 1, train_opt.get('nonfinite_limit') or 10)
+    capture = check_choice('train: capture', train_opt.get('capture') or 'auto', CAPTURES)
+    return TrainingSettings(amp, clip, train_opt.get('micro_batches') or 1, train_opt.get('nonfinite_limit') or 10,
+                            capture)
 
 
 SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,

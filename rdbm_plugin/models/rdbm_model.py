@@ -18,7 +18,6 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rdbm_plugin.archs.checkpoint import check_fits, find_network, read_parameters
 from rdbm_plugin.archs.precision import computes_bf16
@@ -39,7 +38,7 @@ from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
 from rdbm_plugin.models.step_guard import StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
-from rdbm_plugin.models.training_step import Batch, TrainingStep
+from rdbm_plugin.models.training_step import Batch, TrainingStep, move_averages
 from rdbm_plugin.models.validator import Restoration, Validator
 from rdbm_plugin.samplers import build_sampler
 
@@ -59,6 +58,8 @@ class RDBMModel(BasicSRModel):
       the network in training; validation is always float32.
     - ``grad_clip``: largest norm of the gradient. Default: no limit.
     - ``micro_batches``: each batch is worked on in so many parts whose gradients add up. Default 1.
+    - ``capture``: ``auto``, ``none`` or ``cuda_graph``: a step is recorded once and repeated as a CUDA graph. ``auto``
+      (default): where it can be; the log says if not, and why.
     - ``nonfinite_limit``: so many steps in a row whose loss or gradient is not finite end the training. Default 10.
 
     and ``logger:``
@@ -122,7 +123,7 @@ class RDBMModel(BasicSRModel):
         self.task_losses = TaskLosses(tasks, self.device, self.ranks)
         objective = Objective(self.bridge, self.cri_pix, train.get('node_t_share'), train.get('own_start_share'))
         self.step = TrainingStep(self.net_g, self.optimizer_g, objective, self.cri_perceptual, settings, guard,
-                                 self.task_losses, self.ranks, self.progress)
+                                 self.task_losses, self.ranks, self.progress, self._averages(), self.ema_decay)
         if self.step.dtype == torch.bfloat16 and not computes_bf16(self.device):
             get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
                                       'be many times slower than with "amp: auto".')
@@ -141,8 +142,10 @@ class RDBMModel(BasicSRModel):
 
     def model_ema(self, decay: float = 0.999) -> None:
         # BasicSR's version goes through the parameters one by one.
-        averages, values = (list(net.parameters()) for net in (self.net_g_ema, self.get_bare_model(self.net_g)))
-        get_ema_multi_avg_fn(decay)(averages, values, 0)
+        move_averages(self._averages(), [p.detach() for p in self.get_bare_model(self.net_g).parameters()], 1 - decay)
+
+    def _averages(self) -> list[Tensor]:
+        return [p.detach() for p in self.net_g_ema.parameters()] if self.ema_decay > 0 else []
 
     # ------------------------------------------------------------------ a training step
 
@@ -158,13 +161,12 @@ class RDBMModel(BasicSRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         batch = Batch(self.lq, self.gt, self.batch_tasks, self.batch_names)
-        self.log_dict, taken = self.step.run(current_iter, batch)
-        if taken and self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+        self.step.run(current_iter, batch)
         count_batches(current_iter)
 
     def get_current_log(self) -> OrderedDict[str, float]:
         # BasicSR calls this on every rank, at every print_freq. Tasks are shown as means since the last call.
+        self.log_dict = self.step.read()
         return OrderedDict({**self.log_dict, **self.task_losses.means()})
 
     # ------------------------------------------------------------------ stopping

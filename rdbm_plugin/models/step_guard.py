@@ -1,7 +1,7 @@
 """What to do about a step whose loss or gradient is not finite: report its batch, and end a training that is lost."""
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from basicsr.utils.logger import get_root_logger
@@ -31,36 +31,39 @@ class StepGuard:
         self.limit, self.folder, self.ranks = limit, folder, ranks
         self.in_a_row = self.in_all = 0
 
-    def report(self, iteration: int, losses: Mapping[str, float], norm: float, batch: Mapping[str, Any]) -> None:
-        """Log a step that was not taken, and end the training at the limit; every rank has to call this.
+    @property
+    def lost(self) -> bool:
+        """Whether the last steps, as many as the limit, were not taken."""
+        return self.in_a_row >= self.limit
 
-        Args:
-            iteration: Current iteration.
-            losses: Name -> value.
-            norm: Of the gradient.
-            batch: ``names`` and ``tasks`` of the samples and what is needed to repeat the step.
-
-        Raises:
-            NonFiniteLoss: This is the ``limit``-th in a row; the batch has been written to ``folder``.
-        """
+    def report(self, iteration: int, losses: Mapping[str, float], norm: float, names: Sequence[str],
+               tasks: Sequence[str]) -> None:
+        """Log a step that was not taken, with names and tasks of its samples; every rank has to call this."""
         self.in_a_row += 1
         self.in_all += 1
-        values = ', '.join(f'{name} {value:g}' for name, value in (*losses.items(), ('norm of the gradient', norm)))
-        where = self._where(batch)
-        get_root_logger().warning(f'Iteration {iteration}: {values}: step skipped ({self.in_a_row} in a row, '
-                                  f'{self.in_all} in all). Batch: {where}')
-        if self.in_a_row < self.limit:
-            return
+        get_root_logger().warning(f'Iteration {iteration}: {_values(losses, norm)}: step skipped ({self.in_a_row} in '
+                                  f'a row, {self.in_all} in all). Batch: {self._where(names, tasks)}')
+
+    def end(self, iteration: int, losses: Mapping[str, float], norm: float, batch: Mapping[str, Any]) -> NoReturn:
+        """End the training; ``batch`` is what is needed to repeat the last step.
+
+        Raises:
+            NonFiniteLoss: Always; the batch has been written to ``folder``.
+        """
         dump = self.folder / f'nonfinite_{iteration}_rank{self.ranks.rank}.pth'
         save_atomically({'iteration': iteration, 'losses': dict(losses), 'norm': norm, **batch}, dump)
         raise NonFiniteLoss(
             f'{self.in_a_row} steps in a row were not finite (train: nonfinite_limit), the last one at iteration '
-            f'{iteration}: {values}. Its batch and weights are in {dump}; see where they arise: python '
+            f'{iteration}: {_values(losses, norm)}. Its batch and weights are in {dump}; see where they arise: python '
             f'scripts/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
 
-    def _where(self, batch: Mapping[str, Any]) -> str:
-        found = self.ranks.gather(_described(batch['tasks'], batch['names']))
+    def _where(self, names: Sequence[str], tasks: Sequence[str]) -> str:
+        found = self.ranks.gather(_described(tasks, names))
         return found[0] if len(found) == 1 else '; '.join(f'rank {rank}: {each}' for rank, each in enumerate(found))
+
+
+def _values(losses: Mapping[str, float], norm: float) -> str:
+    return ', '.join(f'{name} {value:g}' for name, value in (*losses.items(), ('norm of the gradient', norm)))
 
 
 def _described(tasks: Sequence[str], names: Sequence[str]) -> str:
@@ -76,11 +79,11 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def buffers_of(net: nn.Module) -> Callable[[], None]:
-    """Note what a forward pass may change beside the weights, such as running means; the result puts it back."""
+def buffers_of(net: nn.Module) -> Callable[[Tensor], None]:
+    """Note what a forward pass may change beside the weights, such as running means; result(0) puts it back."""
     noted = [(buffer, buffer.clone()) for buffer in net.buffers()]
 
-    def put_back() -> None:
+    def put_back(taken: Tensor) -> None:
         for buffer, before in noted:
-            buffer.copy_(before)
+            buffer.copy_(torch.where(taken > 0, buffer, before))
     return put_back

@@ -22,17 +22,20 @@ class TaskLosses:
         self.sums = torch.zeros(2, len(self.tasks), device=device, dtype=torch.float64)
         """Sums of losses, and numbers of samples."""
 
-    def add(self, losses: Tensor, tasks: Sequence[str]) -> None:
-        """Add the losses of samples, (N,), of these tasks."""
-        known = [(row, self.tasks.index(name)) for row, name in enumerate(tasks) if name in self.tasks]
-        if known:
-            rows, columns = torch.tensor(known).T.to(losses.device)
-            each = losses.detach()[rows].to(self.sums)
-            self.sums.index_add_(1, columns, torch.stack([each, torch.ones_like(each)]))
+    def members(self, tasks: Sequence[str], count: int) -> Tensor:
+        """Which of ``count`` samples belongs to which task, (tasks, N) float32 on the CPU; names of others to none."""
+        found = torch.zeros(len(self.tasks), count)
+        for row, name in enumerate(tasks):
+            if name in self.tasks:
+                found[self.tasks.index(name), row] = 1
+        return found
 
-    def forget_nonfinite(self) -> None:
-        """Drop sums that a step which is not taken has spoilt."""
-        self.sums.nan_to_num_(0, 0, 0)
+    def add(self, losses: Tensor | None, members: Tensor, taken: Tensor) -> None:
+        """Add the losses of a step's samples, (N,), if it was taken: 1, else 0; nothing waits for the device."""
+        if losses is None:
+            return
+        each = torch.where(taken > 0, losses, 0.0)
+        self.sums += torch.stack([members @ each, members.sum(1) * taken])
 
     def means(self) -> dict[str, float]:
         """``l_<task>`` -> mean over the samples of all ranks since the last call, of which every rank makes one."""

@@ -2,7 +2,7 @@
 
 Knows nothing of BasicSR's loop, files or validation. Needs torch; BasicSR for the guard's log.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite
 from typing import Any, NamedTuple
@@ -13,10 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rdbm_plugin.archs.precision import precision, working_in
 from rdbm_plugin.losses.draws import Draws, seed_step
-from rdbm_plugin.losses.objective import Objective, States
+from rdbm_plugin.losses.objective import Objective, Plan, States, to_device
+from rdbm_plugin.models.capture import step_taker
 from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.step_guard import StepGuard, buffers_of, gradient_norm
 from rdbm_plugin.models.task_losses import TaskLosses
+
+READ_EVERY = 100
+"""Steps on a GPU until their losses are read at the latest: a run that is lost should not go on for long."""
 
 
 class TrainingSettings(NamedTuple):
@@ -26,6 +30,7 @@ class TrainingSettings(NamedTuple):
     grad_clip: float
     micro_batches: int
     nonfinite_limit: int
+    capture: str
 
 
 class Batch(NamedTuple):
@@ -37,129 +42,203 @@ class Batch(NamedTuple):
     names: Sequence[str]
 
 
+class Inputs(NamedTuple):
+    """All that the device needs for a step, in shapes that stay the same from step to step."""
+
+    lq: Tensor
+    gt: Tensor
+    t: Tensor
+    eps: Tensor
+    rows: Tensor
+    taken: Tensor
+    members: Tensor
+    """Which sample belongs to which task, (tasks, N)."""
+
+    @property
+    def plan(self) -> Plan:
+        """What has been drawn for the samples."""
+        return Plan(self.t, self.eps, self.rows, self.taken)
+
+
 class TrainingStep:
     """Trains a network on batches, the same way whatever number of ranks shares them.
+
+    On a GPU nothing waits for the device until :meth:`read` is called, or READ_EVERY steps have not been read: a step
+    that is not finite is skipped by the device itself.
 
     Args:
         net: Takes (x_t, mu, t); may be wrapped for several ranks.
         optimizer: Of its parameters.
         objective: Draws states and compares outputs.
         perceptual: BasicSR's PerceptualLoss on the estimate of x0, or None.
-        settings: Precision, clipping, parts.
+        settings: Precision, clipping, parts, capture.
         guard: Reports steps that are not taken.
         task_losses: Takes the loss of every sample.
         ranks: All processes of the run.
         progress: Its seed decides about all that is random; its options go into the guard's dump.
+        averages: What follows the parameters of ``net``, in their order, or nothing.
+        decay: Of these averages.
     """
 
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
                  perceptual: nn.Module | None, settings: TrainingSettings, guard: StepGuard, task_losses: TaskLosses,
-                 ranks: Ranks, progress: Any) -> None:
+                 ranks: Ranks, progress: Any, averages: Sequence[Tensor] = (), decay: float = 0.0) -> None:
         self.net, self.optimizer, self.objective, self.perceptual = net, optimizer, objective, perceptual
         self.settings, self.guard, self.task_losses = settings, guard, task_losses
-        self.ranks, self.progress = ranks, progress
+        self.ranks, self.progress, self.averages, self.decay = ranks, progress, list(averages), decay
+        self.weights = [p.detach() for p in net.parameters()]
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.dtype = precision(settings.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if settings.amp == 'fp16' else None
+        # Fused optimizers take the device's word for whether to step.
+        self.masked = self.scaler is None and getattr(optimizer, '_step_supports_amp_scaling', False)
+        self.work = step_taker(settings.capture, self._work, optimizer, self._changed, self._obstacle())
+        self.read_every = READ_EVERY if self.masked and self.device.type != 'cpu' else 1
         self.resumed = False
         """Whether the next step is the first one after a training state was loaded."""
+        self._unread: list[tuple[int, Batch, Tensor]] = []
+        self._losses_read: dict[str, float] = {}
 
-    def run(self, iteration: int, batch: Batch) -> tuple[dict[str, float], bool]:
-        """Take a step.
+    def _obstacle(self) -> str:
+        """Why the step cannot be captured, or nothing."""
+        if self.device.type != 'cuda':
+            return f'the network is on the {self.device.type}'
+        if self.ranks.group is not None:
+            return 'several processes share the run'
+        if not self.masked or 'capturable' not in self.optimizer.defaults:
+            return 'amp: fp16 reads from the device' if self.scaler else (
+                f'{type(self.optimizer).__name__} cannot be captured')
+        return 'perceptual_opt is set' if self.perceptual else ''
 
-        Returns:
-            Name -> value of the losses, means over all ranks, and whether the step was taken.
+    def run(self, iteration: int, batch: Batch) -> None:
+        """Take a step; :meth:`read` gives its losses.
 
         Raises:
             NonFiniteLoss: As many steps in a row as the guard allows were not taken.
         """
         seed_step(self.progress.seed, iteration, self.ranks.rank)
         draws = Draws(self.progress.seed, iteration, self.ranks.rank, self.ranks.count, len(batch.lq))
-        states = self.objective.draw(batch.lq, batch.gt, draws, self.predict, self.ranks.mean)
+        inputs = Inputs(batch.lq, batch.gt, *self.objective.plan(draws, batch.lq),
+                        to_device(self.task_losses.members(batch.tasks, len(batch.lq)), self.device))
         if self.resumed:
-            self._rehearse(states)
-        put_back = buffers_of(self.net)
-        self.optimizer.zero_grad()
-        losses = self._add_gradients(states, batch.tasks)
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.parameters, self.settings.grad_clip)
-        # Read from the device at once.
-        *values, norm = torch.stack([*losses.values(), norm]).tolist()
-        found = dict(zip(losses, values))
-        taken = self._step_if_finite(iteration, found, norm, states, batch)
-        if not taken:
-            put_back()
-        return found, taken
+            self._rehearse(inputs)
+        self._unread.append((iteration, batch, self.work(inputs)))
+        if len(self._unread) >= self.read_every:
+            self.read()
+
+    def read(self) -> dict[str, float]:
+        """Losses of the last step, means over all ranks; reports all steps that were not taken since the last call.
+
+        Raises:
+            NonFiniteLoss: See :meth:`run`.
+        """
+        if not self._unread:
+            return self._losses_read
+        steps, self._unread = self._unread, []
+        for (iteration, batch, _), (*values, norm) in zip(steps, torch.stack([step[2] for step in steps]).tolist()):
+            losses = self._losses_read = dict(zip(self._names, values))
+            finite = all(map(isfinite, values))
+            # A gradient beyond the range of fp16 is how the scaler finds its scale, unless that was down to 1.
+            expected = finite and self.scaler is not None and self.scaler.get_scale() >= 1
+            if finite and isfinite(norm):
+                self.guard.in_a_row = 0
+            elif not expected:
+                self.guard.report(iteration, losses, norm, batch.names, batch.tasks)
+        # Weights and states are still those of the last step.
+        if self.guard.lost:
+            net = self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
+            self.guard.end(iteration, losses, norm, {
+                'names': list(batch.names), 'tasks': list(batch.tasks), 'options': self.progress.options,
+                'states': self._states._asdict(), 'params': net.state_dict()})
+        return self._losses_read
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The network's output in float32, whatever precision it works in; (N, C, H, W)."""
         with working_in(self.dtype, self.device):
             return self.net(x_t, mu, t).float()
 
-    def _rehearse(self, states: States) -> None:
+    def _rehearse(self, inputs: Inputs) -> None:
         """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
         self.resumed = False
         if isinstance(self.net, DistributedDataParallel):
             put_back = buffers_of(self.net)
+            states = self.objective.states(inputs.lq, inputs.gt, inputs.plan, self.predict)
             self.objective.output(states, self.predict).sum().backward()
-            put_back()
+            put_back(torch.zeros((), device=self.device))
 
-    def _add_gradients(self, states: States, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Losses of the batch, means over all ranks; their gradients are added up part by part."""
+    def _work(self, inputs: Inputs) -> Tensor:
+        """The step itself, without a wait for the device: losses and norm of the gradient, (K,)."""
+        put_back = buffers_of(self.net)
+        self._states = self.objective.states(inputs.lq, inputs.gt, inputs.plan, self.predict, self.ranks.mean)
+        self.optimizer.zero_grad()
+        losses, each = self._add_gradients(self._states)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.parameters, self.settings.grad_clip)
+        self._names = list(losses)
+        found = torch.stack([*losses.values(), norm])
+        taken = found.isfinite().all().float()
+        self._advance(taken)
+        put_back(taken)
+        self.task_losses.add(each, inputs.members, taken)
+        if self.averages:
+            move_averages(self.averages, self.weights, (1 - self.decay) * taken)
+        return found
+
+    def _changed(self) -> list[Tensor]:
+        """Everything that a step changes."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()
+                  if isinstance(value, Tensor)]
+        return [*self.weights, *self.net.buffers(), *self.averages,
+                self.task_losses.sums, *states]
+
+    def _add_gradients(self, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Losses of the batch, means over all ranks, and of each sample; gradients are added up part by part."""
         count = len(states.mu)
         parts = torch.arange(count).tensor_split(self.settings.micro_batches)
         total: dict[str, Tensor] = {}
+        samples = []
         for number, rows in enumerate(parts):
             part = states.part(slice(int(rows[0]), int(rows[-1]) + 1)) if len(parts) > 1 else states
             share = len(rows) / count
             # Ranks need to share gradients only once they are complete.
             shared = number == len(parts) - 1 or not isinstance(self.net, DistributedDataParallel)
             with nullcontext() if shared else self.net.no_sync():
-                output = self.objective.output(part, self.predict)
-                losses = self._losses(output, part, tasks[int(rows[0]):int(rows[-1]) + 1])
+                losses, each = self._losses(self.objective.output(part, self.predict), part)
                 loss = sum(losses.values()) * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
+            samples += [] if each is None else [each.detach()]
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() * share
-        return dict(zip(total, self.ranks.mean(torch.stack(list(total.values())))))
+        means = dict(zip(total, self.ranks.mean(torch.stack(list(total.values())))))
+        return means, torch.cat(samples) if samples else None
 
-    def _losses(self, output: Tensor, states: States, tasks: Sequence[str]) -> dict[str, Tensor]:
+    def _losses(self, output: Tensor, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
         """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
-        terms = {}
+        terms, each = {}, None
         if self.objective.criterion:
             found = self.objective.loss(output, states)
-            if found.dim():
-                self.task_losses.add(found, tasks)
+            each = found if found.dim() else None
             terms['l_pix'] = found.mean()
         if self.perceptual:
             found = self.perceptual(self.objective.estimate(output, states), states.gt)
             terms.update((name, value) for name, value in zip(('l_percep', 'l_style'), found) if value is not None)
-        return terms
+        return terms, each
 
-    def _step_if_finite(self, iteration: int, losses: dict[str, float], norm: float, states: States,
-                        batch: Batch) -> bool:
-        """Let the optimizer step if losses and gradient, which are those of all ranks, are finite; whether it did."""
-        finite_losses = all(map(isfinite, losses.values()))
-        finite = finite_losses and isfinite(norm)
-        # A gradient beyond the range of fp16 is how the scaler finds its scale, unless that is down to 1.
-        expected = finite_losses and self.scaler is not None and self.scaler.get_scale() > 1
-        if finite:
+    def _advance(self, taken: Tensor) -> None:
+        """Let the optimizer step if losses and gradient, which are those of all ranks, are finite."""
+        if self.masked:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, 1 - taken
+            self.optimizer.step()
+        elif bool(taken):
             self.scaler.step(self.optimizer) if self.scaler else self.optimizer.step()
-            self.guard.in_a_row = 0
         if self.scaler:
             self.scaler.update()
-        if not finite and not expected:
-            self.task_losses.forget_nonfinite()
-            net = self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
-            self.guard.report(iteration, losses, norm, {
-                'names': list(batch.names), 'tasks': list(batch.tasks), 'options': self.progress.options,
-                'states': states._asdict(), 'params': net.state_dict()})
-        return finite
 
     def state(self) -> dict[str, Any]:
         """What a training state holds of it."""
+        self.read()
         return {'task_losses': self.task_losses.state(), 'scaler': self.scaler.state_dict() if self.scaler else {},
                 'nonfinite': [self.guard.in_a_row, self.guard.in_all]}
 
@@ -170,3 +249,10 @@ class TrainingStep:
             self.scaler.load_state_dict(state['scaler'])
         self.guard.in_a_row, self.guard.in_all = state.get('nonfinite', (0, 0))
         self.resumed = True
+
+
+def move_averages(averages: Sequence[Tensor], values: Sequence[Tensor], share: Tensor | float) -> None:
+    """Move each average by ``share`` of its way to its value; 0 leaves it as it is."""
+    gaps = torch._foreach_sub(values, averages)
+    torch._foreach_mul_(gaps, share)
+    torch._foreach_add_(averages, gaps)

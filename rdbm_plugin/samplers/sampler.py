@@ -81,9 +81,9 @@ class Sampler:
             return torch.stack([torch.randn(mu.shape[1:], generator=each) for each in generators]).to(mu)
 
         def estimate(z: Tensor, t: int | Tensor, mu: Tensor = mu) -> Tensor:
-            node = torch.full((len(mu),), t, dtype=torch.int64) if isinstance(t, int) else t
+            node = torch.full((len(mu),), t, device=mu.device) if isinstance(t, int) else t.to(mu.device)
             x_t = self.bridge.centre(mu, node) + z
-            residual = self.bridge.to_residual(network(x_t, mu, node.to(mu.device)), z, mu, node)
+            residual = self.bridge.to_residual(network(x_t, mu, node), z, mu, node)
             x0 = torch.add(mu, residual).clamp_(-1, 1)
             if consistency is not None:
                 return torch.cat([consistency(part) for part in x0.split(images)]) - mu
@@ -106,4 +106,4 @@ class Sampler:
 
     def point(self, t: int, z: Tensor, residual: Tensor, mu: Tensor) -> TrajectoryPoint:
         """A point of the trajectory."""
-        return TrajectoryPoint(t, self.bridge.centre(mu, torch.full((len(mu),), t)) + z, mu + residual)
+        return TrajectoryPoint(t, self.bridge.centre(mu, torch.full((len(mu),), t, device=mu.device)) + z, mu + residual)

@@ -121,7 +121,7 @@ def test_half_precision_trains_like_float32(build, amp):
         model = build(f'train:amp={precision}')
         for iteration in range(1, 31):
             step(model, batch(), iteration)
-        losses[precision] = model.log_dict['l_pix']
+        losses[precision] = model.step.read()['l_pix']
     assert losses[amp] == pytest.approx(losses['none'], rel=0.1)
     if amp == 'fp16':
         assert model.further_state()['scaler']['scale'] > 1

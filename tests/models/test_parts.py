@@ -196,12 +196,15 @@ def test_a_signal_is_noted_and_a_second_one_counts_only_later(monkeypatch):
 
 def test_the_guard_counts_and_ends_with_a_dump(tmp_path, log):
     guard = StepGuard(2, tmp_path, ALONE)
-    batch = {'names': [f'{i}.png' for i in range(10)], 'tasks': [], 'weights': torch.ones(2)}
-    guard.report(4, {'l_pix': math.nan}, 1.5, batch)
+    names = [f'{i}.png' for i in range(10)]
+    guard.report(4, {'l_pix': math.nan}, 1.5, names, [])
     assert 'Iteration 4: l_pix nan, norm of the gradient 1.5: step skipped (1 in a row, 1 in all)' in log.text
     assert '0.png, 1.png' in log.text and '7.png and 2 more' in log.text and '8.png' not in log.text
+    assert not guard.lost
+    guard.report(5, {'l_pix': 1.0}, math.inf, names, [])
+    assert guard.lost
     with pytest.raises(NonFiniteLoss, match='2 steps in a row'):
-        guard.report(5, {'l_pix': 1.0}, math.inf, batch)
+        guard.end(5, {'l_pix': 1.0}, math.inf, {'weights': torch.ones(2)})
     dump = torch.load(tmp_path / 'nonfinite_5_rank0.pth', weights_only=True)
     assert dump['iteration'] == 5 and dump['norm'] == math.inf and torch.equal(dump['weights'], torch.ones(2))
 
@@ -211,18 +214,20 @@ def test_the_guard_counts_and_ends_with_a_dump(tmp_path, log):
 
 def test_losses_are_means_of_the_samples_of_each_task():
     losses = TaskLosses(['rain', 'snow', 'rain', 'haze'], torch.device('cpu'), ALONE)
-    losses.add(torch.tensor([1.0, 2.0, 6.0]), ['rain', 'snow', 'other'])
-    losses.add(torch.tensor([4.0]), ['rain'])
+
+    def add(values, tasks, taken=1.0):
+        losses.add(torch.tensor(values), losses.members(tasks, len(values)), torch.tensor(taken))
+    add([1.0, 2.0, 6.0], ['rain', 'snow', 'other'])
+    add([4.0], ['rain'])
     other = TaskLosses(['rain', 'snow', 'haze'], torch.device('cpu'), ALONE)
     other.load(losses.state())
     assert losses.means() == other.means() == {'l_rain': 2.5, 'l_snow': 2.0}
     assert losses.means() == {}
     other.load([[1.0], [1.0]])
     assert other.means() == {}, 'a state of other tasks is left out'
-    losses.add(torch.tensor([math.nan]), ['haze'])
-    losses.forget_nonfinite()
-    losses.add(torch.tensor([3.0]), ['rain'])
-    assert losses.means()['l_rain'] == 3.0 and 'nan' not in str(losses.state())
+    add([math.nan, 5.0], ['haze', 'rain'], taken=0.0)
+    add([3.0], ['rain'])
+    assert losses.means() == {'l_rain': 3.0} and 'nan' not in str(losses.state())
 
 
 # ---------------------------------------------------------------------------------------------------- a training step
@@ -244,7 +249,7 @@ def step_of(micro_batches=1, lr=0.1, clip=math.inf, share=0.0):
     net = Linear()
     objective = Objective(build_bridge(), ResidualModulatedLoss(), 1.0, share)
     return TrainingStep(net, torch.optim.SGD(net.parameters(), lr), objective, None,
-                        TrainingSettings('none', clip, micro_batches, 3), StepGuard(3, None, ALONE),
+                        TrainingSettings('none', clip, micro_batches, 3, 'auto'), StepGuard(3, None, ALONE),
                         TaskLosses(['rain', 'snow'], torch.device('cpu'), ALONE), ALONE, Progress(OPT))
 
 
@@ -260,8 +265,8 @@ def test_a_step_at_node_t_is_regression_on_the_residual():
     mu, residual = 2 * batch.lq - 1, 2 * (batch.gt - batch.lq)
     loss = (by_hand(mu, mu, None) - residual).abs().mean()
     loss.backward()
-    found, taken = step.run(1, batch)
-    assert taken and found == {'l_pix': pytest.approx(loss.item())}
+    step.run(1, batch)
+    assert step.read() == {'l_pix': pytest.approx(loss.item())}
     expected = by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad
     assert torch.allclose(step.net.conv.weight, expected, atol=1e-7)
     assert set(step.task_losses.means()) == {'l_rain', 'l_snow'}
@@ -281,20 +286,50 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_goes_on():
     before = {name: value.clone() for name, value in step.net.state_dict().items()}
     bad = pairs()
     bad.lq[0, 0, 0, 0] = math.nan
-    found, taken = step.run(1, bad)
-    assert not taken and math.isnan(found['l_pix']) and step.guard.in_a_row == 1
+    step.run(1, bad)
+    assert math.isnan(step.read()['l_pix']) and step.guard.in_a_row == 1
     assert all(torch.equal(before[name], value) for name, value in step.net.state_dict().items())
-    assert step.run(2, pairs())[1] and step.state()['nonfinite'] == [0, 1]
+    step.run(2, pairs())
+    assert not all(torch.equal(before[name], value) for name, value in step.net.state_dict().items())
+    assert step.state()['nonfinite'] == [0, 1]
     other = step_of()
     other.load(step.state())
     assert other.state() == step.state() and other.resumed
+
+
+def test_steps_are_read_later_where_that_saves_waiting(log, tmp_path):
+    """Unread, a bad step is skipped all the same; a run that is lost ends at the next reading."""
+    def fused():
+        step = step_of()
+        step.optimizer = torch.optim.AdamW(step.net.parameters(), 0.1, fused=True)
+        again = TrainingStep(step.net, step.optimizer, step.objective, None, step.settings,
+                             StepGuard(3, tmp_path, ALONE), step.task_losses, ALONE, Progress(OPT))
+        assert again.masked
+        return again
+    plain, late = fused(), fused()
+    late.read_every = 100
+    bad = pairs()
+    bad.gt[0, 0, 0, 0] = math.inf
+    for iteration, batch in enumerate((pairs(), bad, pairs(), bad), 1):
+        plain.run(iteration, batch)
+        late.run(iteration, batch)
+    assert late.guard.in_all == 0 and plain.guard.in_all == 2
+    assert late.state() == plain.state() and late.state()['nonfinite'] == [1, 2]
+    assert all(map(torch.equal, late.weights, plain.weights))
+    assert log.text.count('Iteration 2: ') == log.text.count('Iteration 4: ') == 2
+    for iteration in (5, 6, 7):
+        late.run(iteration, bad)
+    with pytest.raises(NonFiniteLoss, match='4 steps in a row were not finite .*iteration 7'):
+        late.read()
+    assert torch.load(tmp_path / 'nonfinite_7_rank0.pth', weights_only=True)['states']['gt'].isinf().any()
 
 
 def test_what_is_random_follows_from_seed_and_iteration_alone():
     def run(iteration):
         step = step_of()
         step.objective = Objective(build_bridge(), ResidualModulatedLoss())
-        return step.run(iteration, pairs())[0]
+        step.run(iteration, pairs())
+        return step.read()
     assert run(1) == run(1) != run(2)
 
 

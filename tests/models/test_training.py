@@ -223,7 +223,8 @@ from rdbm_plugin.models.task_losses import TaskLosses
 distributed.init_process_group('gloo')
 ranks = Ranks(True)
 losses = TaskLosses(['a', 'b', 'c'], torch.device('cpu'), ranks)
-losses.add(torch.tensor([[1.0, 0.0], [3.0, 5.0]][ranks.rank]), ['aa', 'ab'][ranks.rank])
+losses.add(torch.tensor([[1.0, 0.0], [3.0, 5.0]][ranks.rank]), losses.members(['aa', 'ab'][ranks.rank], 2),
+           torch.tensor(1.0))
 first, second = losses.means(), losses.means()
 open(f'rank{ranks.rank}.txt', 'w').write(f'{first} {second}')
 ranks.part()

@@ -24,8 +24,8 @@ def oracle(bridge, x0):
     """A network that knows x0 and answers in the bridge's own terms."""
     def network(x_t, mu, t):
         t, residual = t.cpu(), x0.repeat(len(mu) // len(x0), 1, 1, 1) - mu
-        z = x_t - bridge.centre(mu, t) - bridge._at(bridge.mean_coef, t, mu) * residual
-        n = z / bridge._at(bridge.std_coef, t, mu).clamp(min=1e-9)
+        z = x_t - bridge.centre(mu, t) - bridge._at('mean_coef', t, mu) * residual
+        n = z / bridge._at('std_coef', t, mu).clamp(min=1e-9)
         return bridge.target(residual, n, mu, t)
     return network
 

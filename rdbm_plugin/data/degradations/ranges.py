@@ -13,7 +13,8 @@ class Ranges:
     """The ``degradations:`` block of a data set.
 
     Args:
-        ranges: ``narrow``: what versions up to 0.1 drew, for old figures; ``wide``: what photos of strangers show.
+        ranges: ``narrow``: what versions up to 0.1 drew, for old figures; ``wide``: what photos of strangers show;
+            ``mixed``: either, half of the samples each.
         strength: Lowest and highest strength of wide damage, 0 (hardly visible) to 1 (heavy); drawn uniformly.
         camera: Share of wide samples with sensor noise or JPEG after the damage, as a camera adds them.
         second: Share of wide samples with another of the five tasks on top.
@@ -28,7 +29,7 @@ class Ranges:
     second: float = 0.1
 
     def __post_init__(self) -> None:
-        check_choice('ranges', self.ranges, ('narrow', 'wide'))
+        check_choice('ranges', self.ranges, ('narrow', 'wide', 'mixed'))
         if not isinstance(self.strength, Sequence) or len(self.strength) != 2:
             raise OptionError(f'strength: found {self.strength!r}; expected [lowest, highest], each from 0 to 1.')
         lowest = check_number('strength', self.strength[0], 0, 1)

@@ -1,0 +1,144 @@
+"""A training step as one CUDA graph: what Python would launch anew in every step is recorded once. Needs torch only.
+
+Knows nothing of what the step does: it is a function of tensors of fixed shapes that waits for nothing.
+"""
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rdbm_plugin.config.options import OptionError
+
+CAPTURES = ('auto', 'none', 'cuda_graph')
+"""Values of ``train: capture:``."""
+WARM_UP = 3
+"""Steps that are taken before one is recorded, so that convolutions are tuned and the optimizer has its state."""
+
+Inputs = TypeVar('Inputs', bound='tuple[Tensor, ...]')
+Work = Callable[[Any], Tensor]
+
+
+class Recording(Protocol):
+    """A recorded function that can be repeated on what its tensors hold by then."""
+
+    def replay(self) -> None:
+        """Repeat it."""
+
+
+def step_taker(capture: str, work: Work, optimizer: torch.optim.Optimizer, changed: Callable[[], list[Tensor]],
+               obstacle: str) -> Work:
+    """``work``, or the same as a CUDA graph where ``capture`` wants it and no ``obstacle`` is named.
+
+    Raises:
+        OptionError: ``cuda_graph`` is wanted and there is an obstacle.
+    """
+    if capture == 'none' or (obstacle and capture == 'auto'):
+        if capture == 'auto' and 'on the cpu' not in obstacle:
+            getLogger('basicsr').info(f'Steps are not captured: {obstacle}.')
+        return work
+    if obstacle:
+        raise OptionError(f'train: capture: found cuda_graph, but {obstacle}; write auto or none.')
+    return CapturedStep(work, optimizer, changed, required=capture == 'cuda_graph')
+
+
+def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+    """Record what ``work`` launches on the GPU, without running it; also gives where its result will be."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+    return graph, result
+
+
+class CapturedStep:
+    """Takes steps one by one until it is warm, then records one and repeats it.
+
+    Batches of other shapes than the recorded one are worked on as before. The first repetition is checked against the
+    plain step from the same state: if they differ, or the step cannot be recorded, a line of the log says so, and steps
+    stay plain.
+
+    Args:
+        work: The step, a function of a named tuple of tensors; gives the numbers to be logged, (K,).
+        optimizer: Fused, of torch.optim; its learning rates may change between steps.
+        changed: Gives all tensors that a step changes.
+        record: See :func:`record`; another one is for tests.
+        required: Whether a step that cannot be recorded is an error.
+    """
+
+    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, changed: Callable[[], list[Tensor]],
+                 record: Callable[[Callable[[], Tensor]], tuple[Recording, Tensor]] = record,
+                 required: bool = False) -> None:
+        self.work, self.optimizer, self.changed, self.record = work, optimizer, changed, record
+        self.required = required
+        self.recording: Recording | None = None
+        self.taken, self.given_up = 0, False
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Take a step."""
+        self.taken += 1
+        if self.given_up or self.taken <= WARM_UP:
+            return self.work(inputs)
+        if self.recording is None:
+            return self._begin(inputs)
+        if any(a.shape != b.shape for a, b in zip(self.inputs, inputs)):
+            return self.work(inputs)
+        return self._repeat(inputs)
+
+    def _begin(self, inputs: Inputs) -> Tensor:
+        """Record, and take this step both ways."""
+        self.inputs = type(inputs)(*(tensor.clone() for tensor in inputs))
+        self.rates = [torch.tensor(float(group['lr']), device=inputs[0].device)
+                      for group in self.optimizer.param_groups]
+        self.optimizer.zero_grad()
+        try:
+            with self._rates_on_device():
+                self.recording, self.result = self.record(lambda: self.work(self.inputs))
+        except RuntimeError as error:
+            self._give_up(f'{type(error).__name__}: {error}'.split('\n')[0])
+            return self.work(inputs)
+        before = [tensor.clone() for tensor in self.changed()]
+        self._repeat(inputs)
+        repeated = [tensor.clone() for tensor in self.changed()]
+        for tensor, old in zip(self.changed(), before):
+            tensor.copy_(old)
+        found = self.work(inputs)
+        apart = _distance(self.changed(), repeated)
+        if apart <= 0.1 * _distance(self.changed(), before):
+            getLogger('basicsr').info('Steps are captured as a CUDA graph.')
+        else:
+            self._give_up(f'a repeated step leads elsewhere than a plain one, by {apart:g}')
+        return found
+
+    def _give_up(self, reason: str) -> None:
+        self.optimizer.zero_grad()
+        self.given_up, self.recording, self.result = True, None, None
+        if self.required:
+            raise OptionError(f'train: capture: cuda_graph: {reason}; write auto or none.')
+        getLogger('basicsr').warning(f'Steps are not captured: {reason}.')
+
+    def _repeat(self, inputs: Inputs) -> Tensor:
+        for held, new in zip(self.inputs, inputs):
+            held.copy_(new, non_blocking=True)
+        for rate, group in zip(self.rates, self.optimizer.param_groups):
+            rate.fill_(group['lr'])
+        self.recording.replay()
+        return self.result.clone()
+
+    @contextmanager
+    def _rates_on_device(self) -> Iterator[None]:
+        """Let the optimizer read its learning rates where a repetition finds them."""
+        groups = self.optimizer.param_groups
+        before = [(group['lr'], group['capturable']) for group in groups]
+        for group, rate in zip(groups, self.rates):
+            group['lr'], group['capturable'] = rate, True
+        try:
+            yield
+        finally:
+            for group, (rate, capturable) in zip(groups, before):
+                group['lr'], group['capturable'] = rate, capturable
+
+
+def _distance(these: list[Tensor], those: list[Tensor]) -> float:
+    return float(torch.stack([(a.float() - b.float()).norm() for a, b in zip(these, those)]).norm())

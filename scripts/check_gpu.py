@@ -1,0 +1,359 @@
+"""What CPUs cannot show: checks training, sampling and restoring on a GPU, in a few minutes, with nothing to download.
+
+    python scripts/check_gpu.py                       # on the GPU; prints a table, writes check_gpu.json
+    python scripts/check_gpu.py --parts speed sampler
+    python scripts/check_gpu.py --dry                 # the same code on a CPU with tiny sizes; speeds are not judged
+
+Ends with status 1 if a check fails. Times of what is compared are taken in turn in one process.
+"""
+import json
+import math
+import sys
+import tempfile
+import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from benchmark import in_turn, inference, matching, millions, model_step, options_of
+from plain_networks import attention_unet, naf_unet
+from torch import Tensor, nn
+
+from rdbm_plugin import BridgeSampler, RDBMUNet, Restorer, build_bridge
+from rdbm_plugin.archs.precision import computes_bf16
+from rdbm_plugin.evaluation.cost import PeakMemory, wait
+from rdbm_plugin.evaluation.results import aligned
+from rdbm_plugin.losses.draws import Draws
+from rdbm_plugin.losses.objective import Objective
+from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
+
+import_module('rdbm_plugin.registration')
+RDBMModel = import_module('rdbm_plugin.models.rdbm_model').RDBMModel
+capture = import_module('rdbm_plugin.models.capture')
+
+FAST_CARDS = ('H100', 'H200')
+"""Where the bounds in milliseconds hold."""
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    value: float
+    unit: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def bound(self) -> str:
+        """In words."""
+        parts = [f'>= {self.low:g}'] * (self.low > -math.inf) + [f'<= {self.high:g}'] * (self.high < math.inf)
+        return ' and '.join(parts)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bound holds, if there is one."""
+        return '' if not self.bound else 'pass' if self.low <= self.value <= self.high else 'FAIL'
+
+
+def arguments() -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS))
+    parser.add_argument('--dry', action='store_true', help='on a CPU, with tiny sizes')
+    parser.add_argument('--rounds', type=int, default=7, help='measurements of each time')
+    parser.add_argument('--out', type=Path, default=Path('check_gpu.json'))
+    args = parser.parse_args()
+    if not args.dry and not torch.cuda.is_available():
+        parser.error('torch sees no GPU; to try the script without one: --dry')
+    args.device = 'cpu' if args.dry else 'cuda'
+    args.rounds = 1 if args.dry else args.rounds
+    args.batch, args.size = (2, 16) if args.dry else (20, 256)
+    args.amp = 'bf16' if computes_bf16(args.device) else 'none'
+    args.fast = not args.dry and any(card in torch.cuda.get_device_name() for card in FAST_CARDS)
+    return args
+
+
+def pairs(args: Namespace, count: int, size: int) -> dict[str, Any]:
+    """Random clean images and darker ones, (N, 3, H, W) in [0, 1]."""
+    gt = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(args.device)
+    return {'gt': gt, 'lq': gt / 2, 'task': ['derain'] * count}
+
+
+def model_of(args: Namespace, variant: str, dist: bool = False, **train: Any) -> Any:
+    """RDBMModel with on-policy states."""
+    settings = {'amp': args.amp, 'node_t_share': 0.6, 'own_start_share': 1, **train}
+    opt = options_of(Namespace(variant=variant, device=args.device),
+                     *(f'train:{key}={value}' for key, value in settings.items()))
+    opt['path']['experiments_root'] = args.folder
+    opt['dist'] = dist
+    torch.manual_seed(0)
+    return RDBMModel(opt)
+
+
+def bare_loop(args: Namespace, network: nn.Module, captured: bool, passes: bool = True) -> Callable[[], object]:
+    """The least that trains a network in a bridge: its forward passes, backward, AdamW; as a CUDA graph or not."""
+    network.to(args.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True, capturable=captured)
+    objective = Objective(build_bridge(), ResidualModulatedLoss(), 0.6, float(passes))
+    batch = pairs(args, args.batch, args.size)
+    lq, gt = (batch[key].to(memory_format=torch.channels_last) for key in ('lq', 'gt'))
+    plan = objective.plan(Draws(0, 1, 0, 1, args.batch), lq)
+
+    def predict(x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.amp == 'bf16'):
+            return network(x_t, mu, t).float()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        states = objective.states(lq, gt, plan, predict)
+        loss = objective.loss(objective.output(states, predict), states).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+    if not captured:
+        return step
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    optimizer.zero_grad()
+    return capture.record(step)[0].replay
+
+
+def speed(args: Namespace) -> Iterator[Row]:
+    """Training steps of T and L, captured and not, against bare loops and other networks."""
+    what = f'{args.batch} x {args.size}x{args.size}, amp {args.amp}'
+    bounds = {'T': 32.0, 'L': 65.0} if args.fast else {}
+    batch = pairs(args, args.batch, args.size)
+    for variant in ('T',) if args.dry else ('T', 'L'):
+        modes = {'plain': 'none'} if args.dry else {'plain': 'none', 'captured': 'cuda_graph'}
+        names, calls = [], []
+        for mode, value in modes.items():
+            names += [f'{mode} step', f'{mode} bare loop']
+            calls += [model_step(model_of(args, variant, capture=value), batch),
+                      bare_loop(args, RDBMUNet(variant), mode == 'captured')]
+        for call in calls * 4:
+            call()
+        found = {name: 1e3 * median(seconds) for name, seconds in zip(names, in_turn(args, *map(ten, calls)))}
+        for name, time in found.items():
+            high = bounds.get(variant, math.inf) if name == 'captured step' else math.inf
+            yield Row(f'{variant}, {name}, {what}', time / 10, 'ms', high=high)
+        for mode, high in (('plain', 1.05), ('captured', 1.15)):
+            if mode in modes:
+                yield Row(f'{variant}, {mode} step / bare loop', found[f'{mode} step'] / found[f'{mode} bare loop'], '',
+                          high=math.inf if args.dry else high)
+        for title, make in (('NAF U-Net', naf_unet), ('attention U-Net', attention_unet)):
+            if args.dry and title != 'NAF U-Net':
+                continue
+            network = matching(millions(RDBMUNet(variant)), millions, make)
+            loop = ten(bare_loop(args, network, not args.dry))
+            yield Row(f'{variant}, bare loop of a {title} of {millions(network):.2f} M', 100 * median(
+                in_turn(args, loop)[0]), 'ms')
+
+
+def ten(call: Callable[[], object]) -> Callable[[], object]:
+    """Ten calls, so that the clock does not matter."""
+    def run() -> None:
+        for _ in range(10):
+            call()
+    return run
+
+
+def sampler(args: Namespace) -> Iterator[Row]:
+    """Ten steps of sampling against ten evaluations."""
+    network = RDBMUNet('T' if args.dry else 'L').eval().to(args.device, memory_format=torch.channels_last)
+    sampling = BridgeSampler(build_bridge(), steps=10)
+    for count, size in ((1, 16),) if args.dry else ((1, 256), (1, 512), (8, 128)):
+        mu = (2 * pairs(args, count, size)['lq'] - 1).contiguous(memory_format=torch.channels_last)
+        t = torch.full((count,), 50, device=args.device)
+        both = in_turn(args, inference(lambda mu=mu: sampling(network, mu)),
+                       inference(lambda mu=mu, t=t: [network(mu, mu, t) for _ in range(10)]))
+        yield Row(f'10-step sampling / 10 evaluations, {count} x {size}x{size}',
+                  median(a / b for a, b in zip(*both)), '', high=math.inf if args.dry else 1.03)
+
+
+def waits(args: Namespace) -> Iterator[Row]:
+    """Steps and sampling that wait for the device though nobody reads anything."""
+    batch = pairs(args, args.batch, args.size)
+    for mode in ('none',) if args.dry else ('none', 'cuda_graph'):
+        step = model_step(model_of(args, 'T', capture=mode), batch)
+        yield Row(f'waits in 10 training steps, capture: {mode}', counted_waits(args, step, 5, 10), '', high=0)
+    network = RDBMUNet('T').eval().to(args.device)
+    run = inference(lambda: BridgeSampler(build_bridge(), steps=10)(network, 2 * batch['lq'] - 1))
+    yield Row('waits in 10 evaluations of sampling', counted_waits(args, run, 1, 1), '', high=0)
+
+
+def counted_waits(args: Namespace, call: Callable[[], object], before: int, count: int) -> int:
+    """Synchronisations in ``count`` calls, after some that do not count."""
+    for _ in range(before):
+        call()
+    if args.dry:
+        return 0
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter('always')
+            for _ in range(count):
+                call()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    found = [each for each in found if 'synchroniz' in str(each.message)]
+    for each in found[:3]:
+        print(f'   {each.filename}:{each.lineno}: {str(each.message).splitlines()[0]}')
+    return len(found)
+
+
+def resuming(args: Namespace) -> Iterator[Row]:
+    """Ten steps at once against four, a state, and six more: the largest difference of any weight."""
+    batch = pairs(args, 4, min(args.size, 64))
+    with repeatable():
+        for mode in ('none',) if args.dry else ('none', 'auto'):
+            whole, first, second = (model_of(args, 'T', capture=mode) for _ in range(3))
+            for iteration in range(1, 11):
+                take(whole, batch, iteration)
+            for iteration in range(1, 5):
+                take(first, batch, iteration)
+            path = Path(args.folder) / 'state.pth'
+            torch.save({'net': first.net_g.state_dict(), 'ema': first.net_g_ema.state_dict(),
+                        'optimizer': first.optimizer_g.state_dict(), 'more': first.further_state()}, path)
+            state = torch.load(path, weights_only=True, map_location=args.device)
+            second.net_g.load_state_dict(state['net'])
+            second.net_g_ema.load_state_dict(state['ema'])
+            second.optimizer_g.load_state_dict(state['optimizer'])
+            second.step.load(state['more'])
+            for iteration in range(5, 11):
+                take(second, batch, iteration)
+            apart = max(float((a - b).detach().abs().max()) for name in ('net_g', 'net_g_ema') for a, b in zip(
+                getattr(whole, name).parameters(), getattr(second, name).parameters()))
+            yield Row(f'resumed against at once, largest difference, capture: {mode}', apart, '', high=0)
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Convolutions that give the same bits in every run."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+
+
+def take(model: Any, batch: dict[str, Any], iteration: int) -> None:
+    """A step as BasicSR's loop takes it."""
+    model.feed_data(batch)
+    model.optimize_parameters(iteration)
+
+
+def precisions(args: Namespace) -> Iterator[Row]:
+    """Mean loss of steps 81 to 100 in half precision against float32, and captured against plain."""
+    batch, found = pairs(args, 4, min(args.size, 64)), {}
+    cases = {'none': {'amp': 'none'}, 'bf16': {'amp': 'bf16'}, 'fp16': {'amp': 'fp16'}}
+    if not args.dry:
+        cases['captured'] = {'amp': 'none', 'capture': 'cuda_graph'}
+    for name, changes in cases.items():
+        model = model_of(args, 'T', **{'capture': 'none', **changes})
+        for iteration in range(1, 101):
+            take(model, batch, iteration)
+            if iteration in (80, 100):
+                found[name] = model.get_current_log()['l_derain']
+    for name in list(found)[1:]:
+        yield Row(f'loss of steps 81 to 100, {name} / float32', found[name] / found['none'], '', 0.8, 1.25)
+
+
+def ranks(args: Namespace) -> Iterator[Row]:
+    """A step as one rank of a job of one, by NCCL."""
+    backend = 'gloo' if args.dry else 'nccl'
+    batch = pairs(args, 4, min(args.size, 64))
+    alone = model_of(args, 'T', amp='none', capture='none')
+    take(alone, batch, 1)
+    torch.distributed.init_process_group(backend, init_method=f'file://{args.folder}/ranks', rank=0, world_size=1)
+    try:
+        model = model_of(args, 'T', dist=True, amp='none')
+        take(model, batch, 1)
+        losses = [each.get_current_log()['l_pix'] for each in (model, alone)]
+    finally:
+        torch.distributed.destroy_process_group()
+    yield Row(f'loss as one rank of {backend} / alone', losses[0] / losses[1], '', 0.999, 1.001)
+
+
+def memory(args: Namespace) -> Iterator[Row]:
+    """Peak memory of a training step, and what happens where there is too little."""
+    batch, device = pairs(args, args.batch, args.size), torch.device(args.device)
+    for variant, parts in (('T', 1),) if args.dry else (('T', 1), ('T', 4), ('L', 1)):
+        step = model_step(model_of(args, variant, micro_batches=parts, capture='none'), batch)
+        step()
+        with PeakMemory(device) as peak:
+            step()
+            wait(device)
+        yield Row(f'{variant}, peak of a plain step, micro_batches: {parts}', peak.mib or 0, 'MiB')
+    if args.dry:
+        return
+    image = np.random.default_rng(0).random((2160, 3840, 3), np.float32)
+    restore = Restorer(tile=0, steps=1, device='cuda')
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        made = restore(image)
+    except (RuntimeError, MemoryError) as error:
+        print(f'   {error}')
+        made = None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    named = made is None or bool(np.isfinite(made).all())
+    yield Row('a 4K picture, whole, with 1 GiB: restored or refused in words', float(named), '', low=1)
+
+
+def large(args: Namespace) -> Iterator[Row]:
+    """A 4K picture in float32 and half precision, in tiles that the card's memory allows."""
+    height, width = (48, 80) if args.dry else (2160, 3840)
+    image, made = np.random.default_rng(0).random((height, width, 3), np.float32), {}
+    for dtype in ('float32', args.amp.replace('none', 'fp16')):
+        restore = Restorer(steps=2, device=args.device, dtype=dtype)
+        restore(image[:64, :64])
+        with PeakMemory(torch.device(args.device)) as peak:
+            seconds = in_turn(Namespace(device=args.device, rounds=1), lambda restore=restore: made.update(
+                {dtype: restore(image)}))[0][0]
+        yield Row(f'{width}x{height}, 2 evaluations, {dtype}, tiles of {restore.tile}', seconds, 's')
+        yield Row('   its peak memory', peak.mib or 0, 'MiB')
+    both: Sequence[Any] = list(made.values())
+    yield Row('   largest difference of the two', float(np.abs(both[0] - both[1]).max()), '', high=0.1)
+
+
+PARTS = {'speed': speed, 'sampler': sampler, 'waits': waits, 'resuming': resuming, 'precisions': precisions,
+         'ranks': ranks, 'memory': memory, 'large': large}
+
+
+def main() -> int:
+    """Check, print the table, write it."""
+    args = arguments()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as args.folder:
+        for part in args.parts:
+            print(f'{part}: {PARTS[part].__doc__.splitlines()[0]}', flush=True)
+            try:
+                rows += PARTS[part](args)
+            except Exception as error:
+                # The other parts are worth their minutes all the same.
+                print(f'   {type(error).__name__}: {error}', flush=True)
+                rows.append(Row(f'{part}: {type(error).__name__}', 0, '', low=1))
+    card = 'CPU, dry run' if args.dry else torch.cuda.get_device_name()
+    print(f'\n{card}, torch {torch.__version__}\n')
+    print(aligned([['check', 'value', '', 'bound', ''],
+                   *([row.what, f'{row.value:.4g}', row.unit, row.bound, row.verdict] for row in rows)]))
+    args.out.write_text(json.dumps({'card': card, 'torch': torch.__version__, 'rows': [
+        {'what': row.what, 'value': row.value, 'unit': row.unit, 'bound': row.bound, 'verdict': row.verdict}
+        for row in rows]}, indent=1), encoding='utf-8')
+    return int(any(row.verdict == 'FAIL' for row in rows))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
