@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ def arguments() -> Namespace:
     parser.add_argument('--force_yml', nargs='+', default=[], help='changes, as for rdbm train')
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
     parser.add_argument('--no-images', action='store_true', help='do not look into the images')
+    parser.add_argument('--pace', action='store_true', help='time loader and training step of -opt')
     parser.add_argument('--codebase', metavar='FOLDER', help='that basicsr/ lies in (default: what Python imports)')
     action = parser.add_mutually_exclusive_group()
     action.add_argument('--fix', action='store_true', help='edit the import that torchvision 0.17 and later refuses')
@@ -56,7 +58,7 @@ def main() -> int:
     with redirect_stdout(sys.stderr):
         findings = [*check_installation(), *check_codebase(args.codebase)]
         if args.opt:
-            findings += examine(args.opt, args.force_yml, images=not args.no_images)
+            findings += examine(args.opt, args.force_yml, images=not args.no_images, pace=args.pace)
     errors, warnings = (sum(finding.level == level for finding in findings) for level in ('error', 'warning'))
     if args.json:
         print(json.dumps({'file': args.opt, 'ok': not errors, 'findings': [f._asdict() for f in findings]}, indent=1))
@@ -156,7 +158,7 @@ def check_installation() -> Iterator[Finding]:
                       f'is {Path(basicsr.__file__ or "?").parent}. Uninstall one, or set PYTHONPATH.')
 
 
-def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iterator[Finding]:
+def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: bool = False) -> Iterator[Finding]:
     """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
     try:
         lookup.need_registries()
@@ -186,6 +188,8 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True) -> Iter
                                                      'they are balanced over batches, not within each.')
     if images:
         yield from inspect_data(opt['datasets'], errors)
+    if pace and train and not errors:
+        yield import_module('rdbm_plugin.commands.pace').pace(opt)
 
 
 def check_keys(opt: Mapping[str, Any]) -> Iterator[Finding]:

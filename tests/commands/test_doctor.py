@@ -1,5 +1,6 @@
 """rdbm doctor finds each fault, names it, and has nothing to say about what is sound."""
 import json
+import re
 import shutil
 import sys
 
@@ -257,3 +258,21 @@ def test_report_for_people_lists_errors_last(sound, tmp_path):
     assert process.returncode == 1
     *_, error, summary = process.stdout.strip().splitlines()
     assert error.startswith("error    options: train: key 'ema_deacy'") and summary == 'x.yml: 1 errors, 0 warnings'
+
+
+@pytest.mark.parametrize('kind', ['UniversalPairedDataset', 'PairedImageDataset'])
+def test_pace_of_loader_and_step_are_told(kind, sound, tmp_path):
+    train = sound['datasets']['train']
+    if kind == 'PairedImageDataset':
+        del train['tasks']
+        train.update(type=kind, dataroot_gt='train/gt', dataroot_lq='train/lq', io_backend={'type': 'disk'},
+                     use_hflip=True, use_rot=True)
+    (tmp_path / 'sound.yml').write_text(PLUGIN + yaml.safe_dump(sound))
+    words = ['-m', 'rdbm_plugin', 'doctor', '-opt', 'sound.yml', '--pace', '--force_yml']
+    output = command(*words, 'datasets:train:num_worker_per_gpu=1', cwd=tmp_path).stdout
+    found = re.search(r'ok +pace: one process makes (\d+) samples a second, a batch in (\S+) ms; a step on the cpu takes '
+                      r'(\S+) ms: the network sets the pace', output)
+    assert found, output
+    assert float(found[2]) < float(found[3]) and float(found[1]) * float(found[2]) == pytest.approx(2000, rel=0.5)
+    output = command(*words, 'datasets:train:num_worker_per_gpu=0', cwd=tmp_path).stdout
+    assert 'the loader sets the pace; num_worker_per_gpu: found 0, 1 would do' in output

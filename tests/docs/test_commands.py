@@ -60,6 +60,7 @@ OTHERS = {
     'python scripts/export_network.py': ('tests/scripts/test_export.py', 'export_network'),
     'python scripts/example_onnx.py': ('tests/scripts/test_export.py', 'example_onnx.py'),
     'python scripts/benchmark.py': ('tests/scripts/test_scripts.py', "'scripts/benchmark.py'"),
+    'python scripts/check_gpu.py': ('tests/scripts/test_scripts.py', "'scripts/check_gpu.py', '--dry'"),
     'python scripts/score_weights.py': ('tests/scripts/test_scripts.py', 'scripts/score_weights.py'),
     'python basicsr/train.py': ('tests/basicsr_host/test_basicsr_checkout.py', "'basicsr/train.py', '-opt'"),
     'python -m rdbm_plugin.mmengine': ('tests/mmengine/test_mmengine.py', 'rdbm_plugin.mmengine'),

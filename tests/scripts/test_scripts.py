@@ -116,3 +116,13 @@ def test_pictures_of_the_pages_are_made(tmp_path):
         'rainy', 'dark', 'snowy', 'hazy'))}
     assert cv2.imread(str(tmp_path / 'samples/dark.jpg')).shape == (300, 451, 3)
     assert all((ROOT / 'docs' / name).is_file() for name in made)
+
+
+def test_the_check_of_a_gpu_runs_dry(tmp_path):
+    process = command(ROOT / 'scripts/check_gpu.py', '--dry', cwd=tmp_path)
+    rows = json.loads((tmp_path / 'check_gpu.json').read_text())['rows']
+    found = {row['what'].split(',')[0].split(' in ')[0]: row for row in rows}
+    for what in ('T', '10-step sampling / 10 evaluations', 'waits', 'resumed against at once', '80x48'):
+        assert what in found, process.stdout
+    assert not [row for row in rows if row['verdict'] == 'FAIL'] and 'resumed against at once' in process.stdout
+    assert [row['value'] for row in rows if row['what'].startswith('resumed')] == [0]

@@ -1,0 +1,64 @@
+"""``rdbm doctor --pace``: whether the loader or the network sets the pace of a training. Needs BasicSR."""
+import os
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from math import ceil
+from time import perf_counter
+from typing import Any
+
+from basicsr.data import build_dataset
+from basicsr.models import build_model
+from torch.utils.data import default_collate
+
+from rdbm_plugin.data.inspection import Finding
+from rdbm_plugin.evaluation import cost
+
+SECONDS = 2.0
+"""How long each of the two is watched at least."""
+WARM_UP = 5
+"""Steps before: convolutions are tuned, and the step is captured."""
+
+
+def pace(opt: Mapping[str, Any]) -> Finding:
+    """Time one process that makes batches, and steps of the model on one of them; ``opt`` is that of a training."""
+    opt = deepcopy(dict(opt))
+    block = opt['datasets']['train']
+    count, workers = block['batch_size_per_gpu'], block.get('num_worker_per_gpu', 0)
+    dataset = build_dataset(block)
+    batch: dict[str, Any] = {}
+
+    def load() -> None:
+        indices = range(count)
+        # Of a whole batch at once, as PyTorch's loader asks for it where it can.
+        items = dataset.__getitems__(indices) if hasattr(dataset, '__getitems__') else [
+            dataset[index % len(dataset)] for index in indices]
+        batch.update(default_collate(items))
+    loading = _seconds(load)
+    model = build_model(opt)
+    iterations = iter(range(1, 10**9))
+
+    def step() -> None:
+        model.feed_data(batch)
+        model.optimize_parameters(next(iterations))
+        cost.wait(model.device)
+    for _ in range(WARM_UP):
+        step()
+    stepping = _seconds(step)
+    needed = ceil(loading / stepping)
+    text = (f'one process makes {count / loading:.0f} samples a second, a batch in {1e3 * loading:.1f} ms; a step on the '
+            f'{model.device.type} takes {1e3 * stepping:.1f} ms')
+    if needed <= max(workers, 1) and workers:
+        return Finding('ok', 'pace', f'{text}: the network sets the pace')
+    cores = os.cpu_count() or 1
+    return Finding('warning', 'pace', f'{text}: the loader sets the pace; num_worker_per_gpu: found {workers}, {needed} '
+                                      f'would do' + (f', but there are {cores} cores' if needed > cores else ''))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    """Of one call, the mean over about SECONDS."""
+    call()
+    start, number = perf_counter(), 0
+    while number < 2 or perf_counter() - start < SECONDS:
+        call()
+        number += 1
+    return (perf_counter() - start) / number
