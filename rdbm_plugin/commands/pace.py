@@ -45,13 +45,14 @@ def pace(opt: Mapping[str, Any]) -> Finding:
         step()
     stepping = _seconds(step)
     needed = ceil(loading / stepping)
-    text = (f'one process makes {count / loading:.0f} samples a second, a batch in {1e3 * loading:.1f} ms; a step on the '
-            f'{model.device.type} takes {1e3 * stepping:.1f} ms')
+    text = (f'one process makes {count / loading:.0f} samples a second, a batch in {1e3 * loading:.1f} ms; a step on '
+            f'the {model.device.type} takes {1e3 * stepping:.1f} ms')
     if needed <= max(workers, 1) and workers:
         return Finding('ok', 'pace', f'{text}: the network sets the pace')
     cores = os.cpu_count() or 1
-    return Finding('warning', 'pace', f'{text}: the loader sets the pace; num_worker_per_gpu: found {workers}, {needed} '
-                                      f'would do' + (f', but there are {cores} cores' if needed > cores else ''))
+    lack = f', but there are {cores} cores' if needed > cores else ''
+    return Finding('warning', 'pace', f'{text}: the loader sets the pace; num_worker_per_gpu: found {workers}, '
+                                      f'{needed} would do{lack}')
 
 
 def _seconds(call: Callable[[], None]) -> float:

@@ -2,7 +2,7 @@
 
 Knows nothing of BasicSR's loop, files or validation. Needs torch; BasicSR for the guard's log.
 """
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite
 from typing import Any, NamedTuple

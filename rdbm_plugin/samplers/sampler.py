@@ -106,4 +106,5 @@ class Sampler:
 
     def point(self, t: int, z: Tensor, residual: Tensor, mu: Tensor) -> TrajectoryPoint:
         """A point of the trajectory."""
-        return TrajectoryPoint(t, self.bridge.centre(mu, torch.full((len(mu),), t, device=mu.device)) + z, mu + residual)
+        node = torch.full((len(mu),), t, device=mu.device)
+        return TrajectoryPoint(t, self.bridge.centre(mu, node) + z, mu + residual)

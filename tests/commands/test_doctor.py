@@ -270,8 +270,8 @@ def test_pace_of_loader_and_step_are_told(kind, sound, tmp_path):
     (tmp_path / 'sound.yml').write_text(PLUGIN + yaml.safe_dump(sound))
     words = ['-m', 'rdbm_plugin', 'doctor', '-opt', 'sound.yml', '--pace', '--force_yml']
     output = command(*words, 'datasets:train:num_worker_per_gpu=1', cwd=tmp_path).stdout
-    found = re.search(r'ok +pace: one process makes (\d+) samples a second, a batch in (\S+) ms; a step on the cpu takes '
-                      r'(\S+) ms: the network sets the pace', output)
+    found = re.search(r'ok +pace: one process makes (\d+) samples a second, a batch in (\S+) ms; a step on the cpu '
+                      r'takes (\S+) ms: the network sets the pace', output)
     assert found, output
     assert float(found[2]) < float(found[3]) and float(found[1]) * float(found[2]) == pytest.approx(2000, rel=0.5)
     output = command(*words, 'datasets:train:num_worker_per_gpu=0', cwd=tmp_path).stdout

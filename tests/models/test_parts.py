@@ -319,7 +319,7 @@ def test_steps_are_read_later_where_that_saves_waiting(log, tmp_path):
     assert log.text.count('Iteration 2: ') == log.text.count('Iteration 4: ') == 2
     for iteration in (5, 6, 7):
         late.run(iteration, bad)
-    with pytest.raises(NonFiniteLoss, match='4 steps in a row were not finite .*iteration 7'):
+    with pytest.raises(NonFiniteLoss, match=r'4 steps in a row were not finite .*iteration 7'):
         late.read()
     assert torch.load(tmp_path / 'nonfinite_7_rank0.pth', weights_only=True)['states']['gt'].isinf().any()
 

@@ -55,7 +55,7 @@ def draw(task: str, rng: Generator, ranges: Ranges = NARROW) -> list[Any]:
         OptionError: ``task`` names an unknown degradation.
     """
     names = [check_choice('tasks', name, DEGRADATIONS) for name in task.split('+')]
-    if ranges.ranges == 'narrow' or names == ['intact'] or ranges.ranges == 'mixed' and rng.random() < 0.5:
+    if ranges.ranges == 'narrow' or names == ['intact'] or (ranges.ranges == 'mixed' and rng.random() < 0.5):
         return [DEGRADATIONS[name].draw(rng) for name in names]
     if rng.random() < ranges.second:
         names.append(str(rng.choice([name for name in WIDE if name not in names] or ['intact'])))
