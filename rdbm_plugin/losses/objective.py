@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rdbm_plugin.bridge import ResidualBridge
-from rdbm_plugin.config.options import check_number
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_number
 from rdbm_plugin.losses.draws import Draws, most_in
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 
@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     """The samples that on-policy states are made for, (M,) int64."""
     taken: Tensor
     """Which of these states are taken, (M,) bool: what fills up the fixed number is not."""
+    later: Tensor
+    """Nodes of the passes behind the first, (N, passes - 1) int64."""
 
 
 class States(NamedTuple):
@@ -38,6 +40,9 @@ class States(NamedTuple):
     """Nodes, (N,) int64."""
     residual: Tensor
     gt: Tensor
+    eps: Tensor
+    later: Tensor
+    """Nodes of the passes behind this one, (N, passes - 1) int64."""
     mean_weight: Tensor
     """Mean of the loss's weights over all samples of all ranks, ()."""
 
@@ -57,14 +62,27 @@ class Objective:
             Default 1/T: uniform over all.
         own_start_share: On-policy states: the share of samples below t = T whose state is made from the network's own
             estimate at t = T, as in sampling, instead of the true residual.
+        passes: How often a step trains on each sample: first at node T, then from the estimate just made, without its
+            gradient; see :meth:`next_pass`. With more than one there is no choice of shares.
+        pass_nodes: Where the later passes are: ``random``: at nodes from 1 to T-1, with the noise of the marginal;
+            ``sampler``: where BridgeSampler with as many evaluations goes from node T, without noise.
 
     Raises:
-        OptionError: A share is not from 0 to 1.
+        OptionError: A share is not from 0 to 1, goes with several passes, or there are more of them than nodes.
     """
 
     def __init__(self, bridge: ResidualBridge, criterion: nn.Module | None, node_t_share: float | None = None,
-                 own_start_share: float | None = None) -> None:
+                 own_start_share: float | None = None, passes: int | None = None,
+                 pass_nodes: str | None = None) -> None:
         self.bridge, self.criterion = bridge, criterion
+        self.passes = check_int('passes', passes or 1, 1, bridge.timesteps)
+        self.pass_nodes = check_choice('pass_nodes', pass_nodes or 'random', ('random', 'sampler'))
+        if self.passes > 1 and (node_t_share is not None or own_start_share):
+            raise OptionError(f'passes: found {passes} with node_t_share or own_start_share; every sample is at node T '
+                              'once, and all later states come from its own estimate: leave both out.')
+        node_t_share = 1.0 if self.passes > 1 else node_t_share
+        nodes = bridge.nodes(self.passes)
+        self._moves = [(s, bridge.step(s, t)) for t, s in zip(nodes, nodes[1:-1])]
         self.node_t_share = (1 / bridge.timesteps if node_t_share is None
                              else check_number('node_t_share', node_t_share, 0, 1))
         self.own_start_share = check_number('own_start_share', own_start_share or 0, 0, 1)
@@ -79,9 +97,16 @@ class Objective:
         chosen = (place >= self.node_t_share) & (place < self.node_t_share + share)
         # Those that are chosen come first.
         rows = torch.argsort((~chosen).int(), stable=True)[:most_in(share, len(like))]
-        packed = to_device(torch.cat([t, rows, chosen[rows].long()]), like.device)
-        t, rows, taken = packed.split([len(t), len(rows), len(rows)])
-        return Plan(t, eps, rows, taken.bool())
+        later = self._later_nodes(draws, len(like))
+        packed = to_device(torch.cat([t, rows, chosen[rows].long(), later.flatten()]), like.device)
+        t, rows, taken, flat = packed.split([len(t), len(rows), len(rows), later.numel()])
+        return Plan(t, eps, rows, taken.bool(), flat.view_as(later))
+
+    def _later_nodes(self, draws: Draws, count: int) -> Tensor:
+        if self.pass_nodes == 'sampler':
+            return torch.tensor([[node for node, _ in self._moves]] * count, dtype=torch.int64).view(count, -1)
+        nodes = [draws.integers(1, self.bridge.timesteps) for _ in range(self.passes - 1)]
+        return torch.stack(nodes, dim=1) if nodes else torch.zeros(count, 0, dtype=torch.int64)
 
     def states(self, lq: Tensor, gt: Tensor, plan: Plan, predict: Predict,
                mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
@@ -98,7 +123,23 @@ class Objective:
         mean_weight = torch.ones((), device=lq.device)
         if isinstance(self.criterion, ResidualModulatedLoss) and self.criterion.balance > 0:
             mean_weight = mean_of_ranks(self.criterion.weights(residual).mean())
-        return States(z, self.bridge.target(residual, n, mu, plan.t), mu, plan.t, residual, gt, mean_weight)
+        return States(z, self.bridge.target(residual, n, mu, plan.t), mu, plan.t, residual, gt, plan.eps, plan.later,
+                      mean_weight)
+
+    def next_pass(self, states: States, output: Tensor) -> States:
+        """The states of the pass behind that of ``states``, from the estimate that the network's output gives."""
+        with torch.no_grad():
+            estimate = self.bridge.to_residual(output, states.z, states.mu, states.t)
+            estimate = (states.mu + estimate).clamp(-1, 1) - states.mu
+        t = states.later[:, 0]
+        if self.pass_nodes == 'sampler':
+            move = self._moves[len(self._moves) - states.later.shape[1]][1]
+            z = move.z_weight * states.z + move.residual_weight * estimate
+        else:
+            z = self.bridge.marginal(estimate, self.bridge.modulate(estimate, states.eps), t)
+        n = self.bridge.noise_of(z, states.residual, t)
+        return states._replace(z=z, t=t, target=self.bridge.target(states.residual, n, states.mu, t),
+                               later=states.later[:, 1:])
 
     def draw(self, lq: Tensor, gt: Tensor, draws: Draws, predict: Predict,
              mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:

@@ -29,6 +29,9 @@ from rdbm_plugin.models.capture import CAPTURES
 from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
 
+OBJECTIVE_KEYS = ('node_t_share', 'own_start_share', 'passes', 'pass_nodes')
+"""Keys of ``train:`` that :class:`Objective` takes, in its order."""
+
 
 def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
     """The torch.optim class named by ``train: optim_g: type``; checks the other keys of the block too."""
@@ -51,7 +54,7 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
     if train_opt.get('pixel_opt'):
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
     try:
-        Objective(bridge, None, train_opt.get('node_t_share'), train_opt.get('own_start_share'))
+        Objective(bridge, None, *map(train_opt.get, OBJECTIVE_KEYS))
     except OptionError as error:
         raise OptionError(f'train: {error}') from None
     amp = check_choice('train: amp', train_opt.get('amp') or 'none', (*PRECISIONS, 'auto'))

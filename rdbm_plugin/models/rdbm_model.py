@@ -33,7 +33,7 @@ from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.models.basicsr_model import BasicSRModel
 from rdbm_plugin.models.checkpoints import Checkpoints, surviving
 from rdbm_plugin.models.interruption import Interruption
-from rdbm_plugin.models.option_checks import check_model, check_training, optimizer_class
+from rdbm_plugin.models.option_checks import OBJECTIVE_KEYS, check_model, check_training, optimizer_class
 from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
 from rdbm_plugin.models.step_guard import StepGuard
@@ -54,6 +54,8 @@ class RDBMModel(BasicSRModel):
       Default 1/T (uniform over all).
     - ``own_start_share``: on-policy states: share of the samples at t < T whose state is made from the network's own
       estimate at t = T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
+    - ``passes``, ``pass_nodes``: a step trains on each sample several times, first at node T, then from the estimate
+      just made, in place of both shares; see :class:`rdbm_plugin.losses.objective.Objective`. Default 1.
     - ``amp``: ``none``, ``bf16``, ``fp16`` or ``auto`` (bf16 where the device computes in it, else none): precision of
       the network in training; validation is always float32.
     - ``grad_clip``: largest norm of the gradient. Default: no limit.
@@ -121,7 +123,7 @@ class RDBMModel(BasicSRModel):
         guard = StepGuard(settings.nonfinite_limit, Path(self.opt['path'].get('experiments_root', '.')), self.ranks)
         tasks = (self.opt.get('datasets') or {}).get('train', {}).get('tasks') or TASKS
         self.task_losses = TaskLosses(tasks, self.device, self.ranks)
-        objective = Objective(self.bridge, self.cri_pix, train.get('node_t_share'), train.get('own_start_share'))
+        objective = Objective(self.bridge, self.cri_pix, *map(train.get, OBJECTIVE_KEYS))
         self.step = TrainingStep(self.net_g, self.optimizer_g, objective, self.cri_perceptual, settings, guard,
                                  self.task_losses, self.ranks, self.progress, self._averages(), self.ema_decay)
         if self.step.dtype == torch.bfloat16 and not computes_bf16(self.device):

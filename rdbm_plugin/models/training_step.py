@@ -51,13 +51,14 @@ class Inputs(NamedTuple):
     eps: Tensor
     rows: Tensor
     taken: Tensor
+    later: Tensor
     members: Tensor
     """Which sample belongs to which task, (tasks, N)."""
 
     @property
     def plan(self) -> Plan:
         """What has been drawn for the samples."""
-        return Plan(self.t, self.eps, self.rows, self.taken)
+        return Plan(self.t, self.eps, self.rows, self.taken, self.later)
 
 
 class TrainingStep:
@@ -195,24 +196,30 @@ class TrainingStep:
 
     def _add_gradients(self, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of the batch, means over all ranks, and of each sample; gradients are added up part by part."""
-        count = len(states.mu)
+        count, passes = len(states.mu), self.objective.passes
         parts = torch.arange(count).tensor_split(self.settings.micro_batches)
         total: dict[str, Tensor] = {}
-        samples = []
+        samples = torch.zeros(count, device=self.device)
         for number, rows in enumerate(parts):
-            part = states.part(slice(int(rows[0]), int(rows[-1]) + 1)) if len(parts) > 1 else states
-            share = len(rows) / count
-            # Ranks need to share gradients only once they are complete.
-            shared = number == len(parts) - 1 or not isinstance(self.net, DistributedDataParallel)
-            with nullcontext() if shared else self.net.no_sync():
-                losses, each = self._losses(self.objective.output(part, self.predict), part)
-                loss = sum(losses.values()) * share
-                (self.scaler.scale(loss) if self.scaler else loss).backward()
-            samples += [] if each is None else [each.detach()]
-            for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach() * share
+            here = slice(int(rows[0]), int(rows[-1]) + 1)
+            part = states.part(here) if len(parts) > 1 else states
+            share = len(rows) / count / passes
+            output = None
+            for turn in range(passes):
+                part = part if output is None else self.objective.next_pass(part, output)
+                # Ranks need to share gradients only once they are complete.
+                alone = not isinstance(self.net, DistributedDataParallel)
+                with nullcontext() if alone or (number + 1, turn + 1) == (len(parts), passes) else self.net.no_sync():
+                    output = self.objective.output(part, self.predict)
+                    losses, each = self._losses(output, part)
+                    loss = sum(losses.values()) * share
+                    (self.scaler.scale(loss) if self.scaler else loss).backward()
+                if each is not None:
+                    samples[here] += each.detach() / passes
+                for name, value in losses.items():
+                    total[name] = total.get(name, 0) + value.detach() * share
         means = dict(zip(total, self.ranks.mean(torch.stack(list(total.values())))))
-        return means, torch.cat(samples) if samples else None
+        return means, None if each is None else samples
 
     def _losses(self, output: Tensor, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
         """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""

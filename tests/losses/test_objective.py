@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.losses.draws import Draws, most_in
 from rdbm_plugin.losses.objective import Objective
+from rdbm_plugin.samplers import BridgeSampler
 
 T = 100
 
@@ -90,3 +92,58 @@ def test_two_ranks_draw_what_one_draws():
              for rank, own in enumerate((slice(4), slice(4, 8)))]
     assert torch.equal(whole.t, torch.cat([part.t for part in parts]))
     torch.testing.assert_close(whole.z, torch.cat([part.z for part in parts]))
+
+
+class Answer:
+    """A network that answers with a given residual, and notes the nodes that it is asked at."""
+
+    def __init__(self, residual):
+        self.residual, self.nodes = residual, []
+
+    def __call__(self, x_t, mu, t):
+        self.nodes.append(t.tolist())
+        return self.residual
+
+
+@pytest.mark.parametrize('modulation', ['residual', 'one', 'zero'])
+def test_later_passes_start_from_the_estimate_just_made(modulation):
+    """In closed form, of an estimate that is a tenth too large; its own gradient is left out."""
+    bridge, (lq, gt) = build_bridge({'modulation': modulation, 'timesteps': T}), batch(6)
+    objective = Objective(bridge, None, passes=3)
+    residual = 2 * (gt - lq)
+    estimate = (2 * lq - 1 + 1.1 * residual).clamp(-1, 1) - (2 * lq - 1)
+    states = objective.draw(lq, gt, Draws(0, 7, 0, 1, 6), None)
+    assert (states.t == T).all() and (states.z == 0).all() and states.later.shape == (6, 2)
+    assert len(set(states.later.flatten().tolist())) > 6
+    output = (1.1 * residual).requires_grad_()
+    for _ in range(2):
+        t, eps = states.later[:, 0], states.eps
+        states = objective.next_pass(states, output)
+        mean, std = (table[t].float().view(-1, 1, 1, 1) for table in (bridge.mean_coef, bridge.std_coef))
+        noise = {'residual': estimate * eps, 'one': eps, 'zero': 0}[modulation]
+        torch.testing.assert_close(states.z, mean * estimate + std * noise)
+        assert torch.equal(states.t, t) and torch.equal(states.target, residual) and not states.z.requires_grad
+    assert states.later.shape == (6, 0)
+
+
+def test_passes_can_go_where_the_sampler_goes():
+    """The states that BridgeSampler with as many evaluations meets, bit for bit, for a network of fixed answers."""
+    bridge, (lq, gt) = build_bridge({'modulation': 'one', 'timesteps': T}), batch(4)
+    mu, network = 2 * lq - 1, Answer(0.3 * (gt - lq))
+    visited = BridgeSampler(bridge, steps=4)(network, mu, keep_trajectory=True).trajectory
+    objective = Objective(bridge, None, passes=4, pass_nodes='sampler')
+    states = objective.draw(lq, gt, Draws(0, 7, 0, 1, 4), None)
+    for point in visited[:-1]:
+        assert (states.t == point.t).all()
+        torch.testing.assert_close(states.mu + states.z, point.x_t)
+        if point.t > T // 4:
+            states = objective.next_pass(states, network.residual)
+
+
+def test_passes_leave_no_choice_of_shares():
+    for shares in ((0.5, None), (None, 1)):
+        with pytest.raises(OptionError, match='passes: found 2 with node_t_share or own_start_share'):
+            Objective(build_bridge(), None, *shares, passes=2)
+    for wrong, words in ((0.5, 'passes: found 0.5'), (101, 'passes: found 101')):
+        with pytest.raises(OptionError, match=words):
+            Objective(build_bridge({'timesteps': T}), None, passes=wrong)

@@ -16,6 +16,7 @@ import rdbm_plugin.models  # noqa: F401  lets BasicSR be imported
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR  # isort: skip
 from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.losses.draws import Draws
 from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoints import Checkpoints, surviving
@@ -295,6 +296,26 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_goes_on():
     other = step_of()
     other.load(step.state())
     assert other.state() == step.state() and other.resumed
+
+
+def test_passes_add_up_the_gradients_of_their_states():
+    """Two passes, whole or in parts, against the two steps of the objective by hand."""
+    def passing(micro_batches):
+        step = step_of(micro_batches)
+        step.objective = Objective(build_bridge(), ResidualModulatedLoss(), passes=2)
+        return step
+    step, parts, batch = passing(1), passing(3), pairs()
+    by_hand, objective = Linear(), step.objective
+    states = objective.draw(batch.lq, batch.gt, Draws(OPT['manual_seed'], 1, 0, 1, 4), None)
+    output = by_hand(states.mu + states.z, states.mu, None)
+    later = objective.next_pass(states, output)
+    again = by_hand(later.mu + later.z, later.mu, None)
+    loss = ((output - states.residual).abs().mean() + (again - states.residual).abs().mean()) / 2
+    loss.backward()
+    for each in (step, parts):
+        each.run(1, batch)
+        assert each.read() == {'l_pix': pytest.approx(loss.item())}
+        assert torch.allclose(each.net.conv.weight, by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad, atol=1e-6)
 
 
 def test_steps_are_read_later_where_that_saves_waiting(log, tmp_path):
