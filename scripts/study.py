@@ -1,0 +1,347 @@
+"""Does the bridge pay? Trains the rows of a suite file on clean photos, scores them, and lays the figures out.
+
+    python scripts/study.py datasets/bsds500                              # options/suites/study.yml, on two CPU cores
+    python scripts/study.py datasets/bsds500 --scale gpu -o docs/results/study_gpu.json
+    python scripts/study.py datasets/bsds500 --rows regression residual_passes --seeds 0
+    python scripts/study.py --tables docs/results/study.json              # tables and plot of figures that are there
+
+The folder holds train, val and test. Trainings lie in experiments/ and are gone on with where they were broken off;
+what is trained and scored is not done again. On CPUs one runs on each core. Figures go to the file after -o, with
+seed, iterations and changes of each training.
+"""
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from score_weights import Picture, damaged, psnr
+from suites import changes_of, in_process, read_suite, rows_of
+from torch import Tensor
+from tqdm import tqdm
+
+from rdbm_plugin.archs.checkpoint import load_weights
+from rdbm_plugin.archs.complexity import giga_multiply_adds
+from rdbm_plugin.bridge import build_bridge
+from rdbm_plugin.config.atomic_write import write_atomically
+from rdbm_plugin.config.option_file import read_option_file
+from rdbm_plugin.config.options import OptionError, build, check_choice
+from rdbm_plugin.data.clean_sources import open_clean
+from rdbm_plugin.data.image_source import to_float
+from rdbm_plugin.data.packing import centre
+from rdbm_plugin.losses.draws import most_in
+from rdbm_plugin.samplers import build_sampler
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = ('own', 'foreign', 'intact')
+Figures = Mapping[str, Any]
+"""Of one training: what :func:`score` gives."""
+
+
+def arguments(words: Sequence[str] | None = None) -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('photos', nargs='?', type=Path, metavar='FOLDER', help='with train, val and test in it')
+    parser.add_argument('--suite', type=Path, default=ROOT / 'options/suites/study.yml')
+    parser.add_argument('--scale', default='cpu', help='block of scales: in that file')
+    parser.add_argument('--rows', nargs='+', help='only these rows or groups (default: all)')
+    parser.add_argument('--seeds', nargs='+', type=int, help='instead of those of the scale')
+    parser.add_argument('--jobs', type=int, help='trainings side by side (default: one a core, or one on a GPU)')
+    parser.add_argument('-o', '--out', type=Path, default=Path('study.json'), help='file of the figures')
+    parser.add_argument('--tables', type=Path, metavar='FILE', help='only lay out the figures of this file')
+    args = parser.parse_args(words)
+    if not args.tables and not args.photos:
+        parser.error('the folder of photos is missing')
+    return args
+
+
+class Row(NamedTuple):
+    """One training."""
+
+    name: str
+    seed: int
+    base: Path
+    changes: list[str]
+    samplers: list[dict[str, Any]]
+    compute: float
+    """Of a step and sample, in 1e9 multiply-adds for 256x256."""
+
+    @property
+    def folder(self) -> Path:
+        """Of its experiment."""
+        return Path('experiments') / next(each[5:] for each in reversed(self.changes) if each.startswith('name='))
+
+    @property
+    def recorded(self) -> list[str]:
+        """Changes without the places of photos."""
+        return [each for each in self.changes if 'dataroot' not in each]
+
+
+def compute_of(options: Mapping[str, Any]) -> float:
+    """Multiply-adds of a step for each sample: a backward pass counts two forward ones."""
+    train, count = options['train'], options['datasets']['train']['batch_size_per_gpu']
+    share = (1 - (train.get('node_t_share') or 0)) * (train.get('own_start_share') or 0)
+    passes = 3 * (train.get('passes') or 1) + most_in(share, count) / count
+    return passes * giga_multiply_adds(build('network_g', options['network_g'], networks()))
+
+
+def networks() -> Any:
+    """BasicSR's registry of networks, with the plain ones of this folder."""
+    import plain_networks
+
+    import rdbm_plugin.registration  # noqa: F401
+    from rdbm_plugin.basicsr_host.lookup import registered
+    known = registered('ARCH')
+    for make in (plain_networks.naf_unet, plain_networks.attention_unet):
+        if make.__name__ not in known:
+            known.register(make)
+    return known
+
+
+def rows(args: Namespace) -> list[Row]:
+    """All trainings, those of the main rows first; raises OptionError if one that was chosen does not exist."""
+    suite = read_suite(args.suite)
+    scale = suite['scales'][check_choice('--scale', args.scale, suite['scales'])]
+    base, found, every = (args.suite.parent / suite['base']).resolve(), [], rows_of(suite)
+    train, test = (' + '.join(str((args.photos / part).resolve()) for part in parts)
+                   for parts in (('train', 'val'), ('test',)))
+    photos = {'datasets:train:dataroot_gt': train, **{f'datasets:val_{i}:dataroot_gt': test for i in range(1, 6)}}
+
+    def changed(name: str) -> list[str]:
+        own = every[name].get('changes', {})
+        return changes_of(suite['changes'], scale['changes'], photos, *(own if isinstance(own, list) else [own]))
+
+    def compute(name: str) -> float:
+        return compute_of(read_option_file(base, changed(name), plugins=False))
+    for name, row in rows_of(suite, args.rows).items():
+        if args.scale not in row.get('scales', [args.scale]):
+            continue
+        own = compute(name)
+        iterations = round(scale['iterations'] * compute(row.get('as', name)) / own)
+        length = {'train:total_iter': iterations, 'train:scheduler:periods': [iterations], 'val:val_freq': iterations,
+                  'logger:save_checkpoint_freq': max(1, iterations // 10)}
+        for seed in args.seeds or scale['main_seeds' if name in suite['main'] else 'seeds']:
+            ending = {'manual_seed': seed, 'name': f'study_{args.scale}_{name}_seed{seed}'}
+            found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)],
+                             row.get('samplers', suite['samplers']), own))
+    return sorted(found, key=lambda row: (row.name not in suite['main'], row.seed))
+
+
+# ---------------------------------------------------------------------------------------------------- scoring
+
+
+def pictures(args: Namespace) -> Iterator[tuple[str, Picture, Picture]]:
+    """Kind, degraded and clean picture, (H, W, 3) float32 in [0, 1]."""
+    scale = read_suite(args.suite)['scales'][args.scale]
+    photos = open_clean(str(args.photos / 'test'), 'test')
+    for number in np.linspace(0, len(photos) - 1, min(scale['photos'], len(photos))).round().astype(int):
+        clean = centre(to_float(photos.decode(number)), scale['size'])
+        for kind, picture in damaged(clean, int(number), list(SETS)):
+            yield kind, picture, clean
+
+
+def detail(image: Picture) -> float:
+    """Power of the upper half of the spatial frequencies of the brightness, in dB; windowed by a cosine."""
+    height, width = image.shape[:2]
+    grey = image.mean(axis=2) * np.hanning(height)[:, None] * np.hanning(width)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    return float(10 * np.log10((np.abs(np.fft.fft2(grey))**2)[frequency > 0.25].mean() + 1e-12))
+
+
+def ways(row: Row, bridge: Any) -> Iterator[tuple[str, Any, int]]:
+    """Label, sampler, and how many samples of it are taken."""
+    for block in row.samplers:
+        for steps in block['steps']:
+            own = {key: value for key, value in block.items() if key not in ('steps', 'samples')}
+            label = ' '.join([*(f'{key} {value}' for key, value in own.items()), str(steps)])
+            yield label, build_sampler({**own, 'steps': steps}, bridge), block.get('samples', 1)
+
+
+def score(row: Row, args: Namespace) -> dict[str, Any]:
+    """PSNR, and detail less that of the clean picture, of a training that is done: of each kind the mean."""
+    options = read_option_file(row.base, row.changes)
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    network = build('network_g', options['network_g'], networks())
+    load_weights(network, row.folder / 'models/net_g_latest.pth', 'params_ema')
+    network.to(device, memory_format=torch.channels_last).eval()
+    degraded: dict[str, list[float]] = {}
+    restored: dict[str, dict[str, list[list[float]]]] = {}
+    bridge = build_bridge(options['bridge'])
+
+    def restore(lq: Tensor, sampler: Any, seed: int) -> Picture:
+        made = lq + sampler(network, 2 * lq - 1, [seed]).residual / 2
+        return made[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    with torch.inference_mode():
+        for number, (kind, picture, clean) in enumerate(pictures(args)):
+            degraded.setdefault(kind, []).append(psnr(picture, clean))
+            lq = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
+            for label, sampler, samples in ways(row, bridge):
+                made = [restore(lq, sampler, 1000 * number + each) for each in range(samples)]
+                found = {label: made[0]}
+                if samples > 1:
+                    found[f'{label}, mean of {samples}'] = np.mean(made, axis=0, dtype=np.float32)
+                for name, image in found.items():
+                    values = [psnr(image, clean), detail(image) - detail(clean)]
+                    restored.setdefault(name, {}).setdefault(kind, []).append(values)
+    return {'row': row.name, 'seed': row.seed, 'iterations': options['train']['total_iter'], 'compute': row.compute,
+            'parameters': sum(p.numel() for p in network.parameters()), 'changes': row.recorded,
+            'degraded': {kind: round(float(np.mean(values)), 4) for kind, values in degraded.items()},
+            'restored': {label: {kind: np.mean(values, axis=0).round(4).tolist() for kind, values in kinds.items()}
+                         for label, kinds in restored.items()}}
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def run(row: Row, args: Namespace, threads: int) -> str | None:
+    """Train and score in processes of their own, unless that was done; return what went wrong, or None."""
+    figures, log = row.folder / 'study.json', Path('study_logs') / f'{row.folder.name}.log'
+    if figures.is_file() and json.loads(figures.read_text(encoding='utf-8'))['changes'] != row.recorded:
+        return f'was trained with other changes; remove {row.folder} to train it anew'
+    training = ['train', '-opt', row.base, '--auto_resume', '--force_yml', *row.changes]
+    scoring = [args.photos, '--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed]
+    for done, target, words in ((row.folder / 'models/net_g_latest.pth', 'study:train_main', training),
+                                (figures, 'study:score_main', scoring)):
+        if not done.is_file() and (in_process(target, words, log, threads) or not done.is_file()):
+            return f'{target} failed; see {log}'
+    return None
+
+
+def train_main() -> int:
+    """The process of one training."""
+    from rdbm_plugin.__main__ import main as rdbm
+    networks()
+    return rdbm()
+
+
+def score_main() -> int:
+    """The process that scores one training."""
+    args = arguments(sys.argv[1:])
+    for row in rows(args):
+        write_atomically(row.folder / 'study.json', json.dumps(score(row, args), indent=1).encode())
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- laying out
+
+
+def mean_of(kinds: Mapping[str, Any], group: str, place: int = 0) -> float:
+    """Mean over the kinds of a set: PSNR, or detail at place 1."""
+    return float(np.mean([value[place] for kind, value in kinds.items() if kind.split()[0] == group]))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and standard deviation over the seeds if there are several."""
+    return f'{np.mean(values):.2f}' + (f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
+
+
+def tables(figures: Sequence[Figures]) -> dict[str, str]:
+    """Name -> table, in Markdown."""
+    found: dict[str, list[Figures]] = {}
+    for each in figures:
+        found.setdefault(each['row'], []).append(each)
+    return {**{group: by_evaluations(found, group) for group in SETS}, 'kinds': by_kind(found),
+            'detail': of_detail(found)}
+
+
+def _lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return '\n'.join('| ' + ' | '.join(each) + ' |' for each in (head, ['---'] * len(head), *lines))
+
+
+def by_evaluations(found: Mapping[str, Sequence[Figures]], group: str) -> str:
+    """PSNR of a set by row and evaluations."""
+    steps = sorted({label for each in found.values() for label in each[0]['restored'] if label.isdigit()}, key=int)
+    lines = [[f'`{name}`', str(len(each)), f'{each[0]["iterations"]:,}',
+              *(spread([mean_of(run['restored'][step], group) for run in each]) if step in each[0]['restored'] else ''
+                for step in steps)] for name, each in found.items()]
+    return _lines(['row', 'seeds', 'iterations', *steps], lines)
+
+
+def by_kind(found: Mapping[str, Sequence[Figures]]) -> str:
+    """PSNR of every kind of damage, with one and with ten evaluations."""
+    degraded = next(iter(found.values()))[0]['degraded']
+    kinds = [kind for kind in degraded if kind != 'intact']
+    lines = [['degraded', '', *(f'{degraded[kind]:.2f}' for kind in kinds)]]
+    for name, each in found.items():
+        lines += [[f'`{name}`', step, *(spread([run['restored'][step][kind][0] for run in each]) for kind in kinds)]
+                  for step in ('1', '10') if step in each[0]['restored']]
+    return _lines(['row', 'evaluations', *kinds], lines)
+
+
+def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
+    """PSNR and detail on foreign damage with one and ten evaluations, and with noise."""
+    lines = [[f'`{name}`', label, *(spread([mean_of(run['restored'][label], 'foreign', place) for run in each])
+                                    for place in (0, 1))]
+             for name, each in found.items() for label in each[0]['restored']
+             if label in ('1', '10') or not label.isdigit()]
+    return _lines(['row', 'sampler', 'PSNR', 'detail, dB'], lines)
+
+
+def plot(figures: Sequence[Figures], path: Path) -> None:
+    """PSNR over evaluations of both kinds of damage; needs matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        print('no plot: pip install matplotlib')
+        return
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    canvas, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
+    for name in dict.fromkeys(run['row'] for run in figures):
+        runs = [run for run in figures if run['row'] == name]
+        steps = [step for step in runs[0]['restored'] if step.isdigit()]
+        for axis, group in zip(axes, SETS):
+            values = np.array([[mean_of(run['restored'][step], group) for step in steps] for run in runs])
+            axis.errorbar(list(map(int, steps)), values.mean(0), values.std(0), label=name, marker='o', ms=4, capsize=2)
+            axis.set(xscale='log', xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
+    canvas.legend(*axes[0].get_legend_handles_labels(), loc='outside right', fontsize=8)
+    canvas.savefig(path, dpi=110)
+
+
+def lay_out(path: Path) -> None:
+    """Print the tables of a file of figures, and draw beside it."""
+    figures = json.loads(path.read_text(encoding='utf-8'))
+    for name, table in tables(figures).items():
+        print(f'{name}\n\n{table}\n')
+    plot(figures, path.with_suffix('.png'))
+
+
+def main() -> int:
+    """Run what is missing, write figures, print tables, and return 1 if anything failed, else 0."""
+    args = arguments()
+    if args.tables:
+        lay_out(args.tables)
+        return 0
+    try:
+        wanted = rows(args)
+    except OptionError as error:
+        print(f'study: {error}', file=sys.stderr)
+        return 2
+    gpu = torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    jobs = args.jobs or (1 if gpu else cores)
+    faults = []
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(wanted), unit='training') as bar:
+        def work(row: Row) -> None:
+            fault = run(row, args, 0 if gpu else max(1, cores // jobs))
+            if fault:
+                faults.append(fault)
+                bar.write(f'{row.folder.name}: {fault}')
+            bar.update()
+        list(pool.map(work, wanted))
+    done = [json.loads((row.folder / 'study.json').read_text(encoding='utf-8')) for row in wanted
+            if (row.folder / 'study.json').is_file()]
+    if done:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.out, json.dumps(done, indent=1).encode())
+        lay_out(args.out)
+    return int(bool(faults))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
