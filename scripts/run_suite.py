@@ -9,9 +9,7 @@ written out as option files to ``OUT/options``; ``--write FOLDER`` does that alo
 ``--minutes M`` gives each the same wall time instead of the same iterations: a short run measures how long one
 iteration takes, and the length of the schedule follows from that.
 
-    python scripts/run_suite.py ablations [--scale gpu] [--help]
-
-trains and measures the rows of ``options/suites/ablations.yml`` instead, side by side on the cores there are.
+Whether the bridge pays, on hundreds of photos: scripts/study.py.
 """
 import json
 import re
@@ -107,9 +105,6 @@ def train(file: str, args: Namespace, bar: tqdm) -> str | None:
 
 def main() -> int:
     """Train, compare, and return 1 if anything failed, else 0."""
-    if sys.argv[1:2] == ['ablations']:
-        import ablations
-        return ablations.main(sys.argv[2:])
     args = arguments()
     try:
         files = [each for file in args.files for each in written(file, args)]

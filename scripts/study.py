@@ -91,16 +91,16 @@ def compute_of(options: Mapping[str, Any]) -> float:
 
 
 def networks() -> Any:
-    """BasicSR's registry of networks, with the plain ones of this folder."""
+    """Name -> network: all that BasicSR knows, with the plain ones of this folder."""
     import plain_networks
 
     import rdbm_plugin.registration  # noqa: F401
+    from basicsr.utils.registry import ARCH_REGISTRY  # isort: skip
     from rdbm_plugin.basicsr_host.lookup import registered
-    known = registered('ARCH')
     for make in (plain_networks.naf_unet, plain_networks.attention_unet):
-        if make.__name__ not in known:
-            known.register(make)
-    return known
+        if make.__name__ not in ARCH_REGISTRY:
+            ARCH_REGISTRY.register(make)
+    return registered('ARCH')
 
 
 def rows(args: Namespace) -> list[Row]:

@@ -55,7 +55,7 @@ OTHERS = {
     'mkdocs build': ('tests/docs/test_docs.py', "'mkdocs', 'build', '--strict'"),
     'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
-    'python scripts/run_suite.py ablations': ('tests/scripts/test_ablations.py', "'scripts/run_suite.py', 'ablations'"),
+    'python scripts/study.py': ('tests/scripts/test_study.py', "'scripts/study.py', 'photos'"),
     'python scripts/run_suite.py': ('tests/scripts/test_suites.py', "'scripts/run_suite.py'"),
     'python scripts/export_network.py': ('tests/scripts/test_export.py', 'export_network'),
     'python scripts/example_onnx.py': ('tests/scripts/test_export.py', 'example_onnx.py'),

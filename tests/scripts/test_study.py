@@ -1,0 +1,69 @@
+"""The study: rows are trained at equal compute, scored on three sets, laid out, and not trained twice."""
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, command
+from PIL import Image
+
+SUITE = ROOT / 'options/suites/study.yml'
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The suite with the smallest trainings, on photos of noise."""
+    content = yaml.safe_load(SUITE.read_text(encoding='utf-8'))
+    content['base'] = str(ROOT / 'options' / content['base'].removeprefix('../'))
+    content['scales']['cpu'].update(main_seeds=[0, 1], photos=1, size=32, iterations=4)
+    content['scales']['cpu']['changes'].update({
+        'datasets:train:gt_size': 16, 'datasets:train:batch_size_per_gpu': 5, 'datasets:train:num_worker_per_gpu': 0,
+        'train:warmup_iter': -1, **{f'datasets:val_{i}:gt_size': 16 for i in range(1, 6)}})
+    path = tmp_path / 'suite.yml'
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    rng = np.random.default_rng(0)
+    for part in ('train', 'val', 'test'):
+        (tmp_path / 'photos' / part).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / 'photos' / part / '0.png')
+    return path
+
+
+def study(small, *words, check=True):
+    return command(ROOT / 'scripts/study.py', 'photos', '--suite', small, '-o', 'study.json', *words, cwd=small.parent,
+                   check=check)
+
+
+def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
+    rows = ['--rows', 'regression_as_passes', 'residual_passes', 'one', 'naf_regression', '--seeds', 0]
+    output = study(small, *rows).stdout
+    found = {each['row']: each for each in json.loads((small.parent / 'study.json').read_text())}
+    assert found['residual_passes']['iterations'] == 4 and found['regression_as_passes']['iterations'] == 8
+    for each in found.values():
+        assert len(each['degraded']) == len(each['restored']['1']) == 11 and each['degraded']['intact'] == 100
+    assert set(found['one']['restored']) == {'1', '2', '3', '5', '10', '20', *(
+        f'start stochastic {steps}' for steps in (2, 10)), *(
+        f'start stochastic eta 1 {steps}{mean}' for steps in (10, 20) for mean in ('', ', mean of 4'))}
+    assert found['naf_regression']['parameters'] != found['one']['parameters']
+    mean = np.mean([value[0] for kind, value in found['one']['restored']['10'].items() if kind.startswith('foreign')])
+    assert re.search(r'\| `one` \| start stochastic 10 \| \S+ \|.*\n(?:.*\n)*?.*', output)
+    assert f'| `one` | 10 | {mean:.2f} |' in output
+    models = sorted(small.parent.glob('experiments/*/models/net_g_latest.pth'))
+    times = [model.stat().st_mtime_ns for model in models]
+    again = study(small, *rows).stdout
+    assert len(models) == 4 and [model.stat().st_mtime_ns for model in models] == times
+    assert again[again.index('own\n'):] == output[output.index('own\n'):]
+    laid = command(ROOT / 'scripts/study.py', '--tables', 'study.json', cwd=small.parent).stdout
+    assert laid.strip() in output and (small.parent / 'study.png').stat().st_size > 1000
+
+
+def test_changed_rows_are_not_passed_off_as_the_old_ones(small):
+    study(small, '--rows', 'regression', '--seeds', 0)
+    small.write_text(small.read_text().replace('iterations: 4', 'iterations: 3'))
+    process = study(small, '--rows', 'regression', '--seeds', 0, check=False)
+    assert process.returncode == 1 and 'was trained with other changes; remove experiments/study_cpu' in process.stdout
+
+
+def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
+    process = study(small, '--rows', 'residul', check=False)
+    assert process.returncode == 2 and "--rows: found 'residul'" in process.stdout
