@@ -10,7 +10,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -155,34 +154,6 @@ def model_step(model: Any, batch: dict[str, Any]) -> Callable[[], object]:
     return step
 
 
-def data_wait(args: Namespace) -> Iterator[dict[str, Any]]:
-    """Share of the time of training that is spent waiting for two workers; crops of the quickstart's size."""
-    loading = import_module('benchmark_loading')
-    count, size, batches = 14, 64, 20
-    with tempfile.TemporaryDirectory() as folder:
-        loading.make_files(Path(folder), 4)
-        blocks = loading.blocks(Path(folder), size)
-        for title in ('sub-images, PNG, UniversalPairedDataset', 'sub-images, LMDB, UniversalPairedDataset',
-                      'sub-images, PNG, degraded on the fly'):
-            model = RDBMModel(options_of(args))
-            given = Namespace(batch=count, workers=2)
-            source = iter(loading.loader(blocks[title], given, batches * args.rounds + 4))
-            iterations = iter(range(1, 10**9))
-            waiting, whole = [], []
-            for number in range(args.rounds + 1):
-                waited, start = 0.0, perf_counter()
-                for _ in range(batches if number else 4):
-                    begin = perf_counter()
-                    batch = next(source)
-                    waited += perf_counter() - begin
-                    model.feed_data(batch)
-                    model.optimize_parameters(next(iterations))
-                if number:
-                    waiting.append(waited)
-                    whole.append(perf_counter() - start)
-            yield ratio(f'waiting for data / training, {title}', waiting, whole, '<= 0.05')
-
-
 def growth(args: Namespace) -> Iterator[dict[str, Any]]:
     """Seconds and peak memory of an evaluation against the size of the image, and of sampling against its steps."""
     network = network_of(args)
@@ -310,7 +281,7 @@ def switches(args: Namespace) -> Iterator[dict[str, Any]]:
     yield ratio('torch.compile on / off, training step', *in_turn(args, *steps))
 
 
-PARTS = {'sampler': sampler_overhead, 'trainer': trainer_overhead, 'data': data_wait, 'growth': growth, 'ranks': ranks,
+PARTS = {'sampler': sampler_overhead, 'trainer': trainer_overhead, 'growth': growth, 'ranks': ranks,
          'networks': networks, 'switches': switches}
 
 

@@ -54,14 +54,6 @@ def test_inpainting_example_keeps_what_is_known(tmp_path):
     assert cv2.imread(str(tmp_path / 'inpainting.png')) is not None
 
 
-def test_loading_is_measured(tmp_path):
-    command(ROOT / 'scripts/benchmark_loading.py', '--photos', 2, '--batches', 1, '--repeats', 1, '--memory-batches',
-            10, '--crop', 64, '--batch', 2, cwd=tmp_path)
-    found = json.loads((tmp_path / 'loading.json').read_text())
-    assert len(found['images_per_second']) == 10 and all(rate[0] > 0 for rate in found['images_per_second'].values())
-    assert len(found['worker_mebibytes']) == 3
-
-
 @pytest.mark.alone
 def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
     process = command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer', '--rounds', 2,
