@@ -120,11 +120,9 @@ def bare_loop(args: Namespace, network: nn.Module, captured: bool, passes: bool 
         return loss
     if not captured:
         return step
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
+    with capture.aside(torch.device(args.device)):
         for _ in range(3):
             step()
-    torch.cuda.current_stream().wait_stream(side)
     optimizer.zero_grad()
     return capture.record(step)[0].replay
 

@@ -52,6 +52,19 @@ def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
     return graph, result
 
 
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Work on another stream of a GPU, as torch wants it before a recording."""
+    if device.type != 'cuda':
+        yield
+        return
+    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        yield
+    here.wait_stream(side)
+
+
 class CapturedStep:
     """Takes steps one by one until it is warm, then records one and repeats it.
 
@@ -78,7 +91,10 @@ class CapturedStep:
     def __call__(self, inputs: Inputs) -> Tensor:
         """Take a step."""
         self.taken += 1
-        if self.given_up or self.taken <= WARM_UP:
+        if self.taken <= WARM_UP:
+            with aside(inputs[0].device):
+                return self.work(inputs)
+        if self.given_up:
             return self.work(inputs)
         if self.recording is None:
             return self._begin(inputs)

@@ -98,7 +98,7 @@ class TrainingStep:
         self.read_every = READ_EVERY if self.masked and self.device.type != 'cpu' else 1
         self.resumed = False
         """Whether the next step is the first one after a training state was loaded."""
-        self._unread: list[tuple[int, Batch, Tensor]] = []
+        self._unread: list[tuple[int, list[str], list[str], Tensor]] = []
         self._losses_read: dict[str, float] = {}
 
     def _obstacle(self) -> str:
@@ -124,7 +124,8 @@ class TrainingStep:
                         to_device(self.task_losses.members(batch.tasks, len(batch.lq)), self.device))
         if self.resumed:
             self._rehearse(inputs)
-        self._unread.append((iteration, batch, self.work(inputs)))
+        # Without its images: those of a hundred steps would fill a GPU.
+        self._unread.append((iteration, list(batch.names), list(batch.tasks), self.work(inputs)))
         if len(self._unread) >= self.read_every:
             self.read()
 
@@ -137,7 +138,8 @@ class TrainingStep:
         if not self._unread:
             return self._losses_read
         steps, self._unread = self._unread, []
-        for (iteration, batch, _), (*values, norm) in zip(steps, torch.stack([step[2] for step in steps]).tolist()):
+        read = torch.stack([step[-1] for step in steps]).tolist()
+        for (iteration, names, tasks, _), (*values, norm) in zip(steps, read):
             losses = self._losses_read = dict(zip(self._names, values))
             finite = all(map(isfinite, values))
             # A gradient beyond the range of fp16 is how the scaler finds its scale, unless that was down to 1.
@@ -145,12 +147,12 @@ class TrainingStep:
             if finite and isfinite(norm):
                 self.guard.in_a_row = 0
             elif not expected:
-                self.guard.report(iteration, losses, norm, batch.names, batch.tasks)
+                self.guard.report(iteration, losses, norm, names, tasks)
         # Weights and states are still those of the last step.
         if self.guard.lost:
             net = self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
             self.guard.end(iteration, losses, norm, {
-                'names': list(batch.names), 'tasks': list(batch.tasks), 'options': self.progress.options,
+                'names': names, 'tasks': tasks, 'options': self.progress.options,
                 'states': self._states._asdict(), 'params': net.state_dict()})
         return self._losses_read
 
