@@ -3,6 +3,7 @@
     python scripts/convert_weights.py experiments/NAME/models/net_g_latest.pth rdbm.safetensors
     python scripts/convert_weights.py rdbm.safetensors net_g.pth
     python scripts/convert_weights.py net_g.pth network.pth --plain
+    python scripts/convert_weights.py net_g.pth small.pth --half
     python scripts/convert_weights.py work_dirs/NAME/iter_3000.pth net_g.pth      # of mmengine
     python scripts/convert_weights.py net_g.pth start.pth --mmengine              # for load_from in a config
 
@@ -33,11 +34,14 @@ def main() -> None:
                         help='write a .pth without the key params around the weights')
     layout.add_argument('--mmengine', dest='layout', action='store_const', const='mmengine',
                         help='write a .pth that mmengine loads into BridgeRestorer')
+    parser.add_argument('--half', action='store_true', help='in half precision: half the size, as the shipped file')
     parser.set_defaults(layout='basicsr')
     args = parser.parse_args()
     if args.out.exists():
         raise OptionError(f'{args.out}: exists already; choose another name.')
     parameters = read_parameters(args.source, args.param_key)
+    if args.half:
+        parameters = {name: value.half() if value.is_floating_point() else value for name, value in parameters.items()}
     if args.out.suffix == '.safetensors':
         write_safetensors(parameters, args.out)
     elif args.out.suffix == '.pth':

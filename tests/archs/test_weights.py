@@ -14,6 +14,7 @@ import convert_weights
 from rdbm_plugin import Restorer
 from rdbm_plugin.archs.checkpoint import read_parameters
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
+from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.inference.restorer import SHIPPED
@@ -46,6 +47,15 @@ def test_plain_file_holds_the_weights_alone(converted, monkeypatch):
     expected = load_file(converted / 'own.safetensors')
     for found in (torch.load(converted / 'plain.pth', weights_only=True), read_parameters(converted / 'plain.pth')):
         assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_half_precision_halves_the_file(tmp_path):
+    network = RDBMUNet('T')
+    torch.save({'params_ema': network.state_dict()}, tmp_path / 'net_g.pth')
+    convert('net_g.pth', 'small.pth', '--half', cwd=tmp_path)
+    found = read_parameters(tmp_path / 'small.pth')
+    assert all(torch.equal(found[name], value.half()) for name, value in network.state_dict().items())
+    assert (tmp_path / 'small.pth').stat().st_size < 0.6 * (tmp_path / 'net_g.pth').stat().st_size
 
 
 def test_restores_the_same_from_both(converted):
