@@ -7,6 +7,7 @@ parameters.jsonl, a picture overview.png, and says what to write into an option 
 where it stopped. The same photos, settings and seed give the same files on any number of cores.
 """
 import json
+import multiprocessing
 import os
 import sys
 import zlib
@@ -177,7 +178,9 @@ def prepare(args: Namespace) -> None:
         draw(task, np.random.default_rng(0))
     check(parts, args.workers)
     settle(args)
-    with ProcessPoolExecutor(args.workers) as pool:
+    # Not forks of this process: a thread of it that is ending may hold a lock of OpenCV, for ever in the fork.
+    fresh = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(args.workers, fresh) as pool:
         jobs = {}
         for task in args.tasks:
             for part, (source, indices) in parts.items():
