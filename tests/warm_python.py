@@ -63,7 +63,7 @@ def become(request):
     else:
         sys.path[:0] = [os.path.dirname(os.path.abspath(first)), *request['path']]
         sys.argv = [first, *rest]
-        runpy.run_path(first, run_name='__main__')
+        runpy.run_path(os.path.abspath(first), run_name='__main__')
 
 
 def main():
