@@ -8,7 +8,7 @@ import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
-from rdbm_plugin.data.workers import end_workers_at_exit, settle_worker
+from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_parent
 
 
 class ResumableSampler(EnlargedSampler):
@@ -51,7 +51,7 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> Any:
         index, place = item
-        settle_worker()
+        leave_signals_to_parent()
         seed = int(np.random.SeedSequence(place).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from rdbm_plugin.config.options import OptionError, check_int, check_keys, check_number
 from rdbm_plugin.data.image_source import ImageError
 from rdbm_plugin.data.packing import BASICSR_KEYS
-from rdbm_plugin.data.workers import end_workers_at_exit, settle_worker
+from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_parent
 
 WEIGHT_PERIOD = 1000
 """Samples in which weights are met exactly."""
@@ -159,7 +159,7 @@ class MixedDataset(Dataset):
         """A whole batch: PyTorch hands its indices over at once, so that shares can be exact within it."""
         if not self.train:
             return [self[index] for index in indices]
-        settle_worker()
+        leave_signals_to_parent()
         batch = self._next_batch()
         first = (batch * self.ranks + self.rank) * len(indices)
         return [self._usable_item(self._mixture_of_epoch, first + place) for place in range(len(indices))]

@@ -1,23 +1,17 @@
-"""Processes that load data: beside one another, when the run is interrupted, and when it ends. Needs no BasicSR."""
+"""Processes that load data, when the run is interrupted and when it ends. Needs torch only."""
 import atexit
 import multiprocessing
 import signal
 from functools import cache
 
-import cv2
 from torch.utils.data import get_worker_info
 
 
-def settle_worker() -> None:
-    """Make a data loading process a good neighbour; elsewhere nothing happens.
-
-    It outlives a Ctrl-C or a kill of the whole job until its parent has finished a step, and OpenCV takes one thread:
-    by default each of twelve workers would start as many as the machine has cores.
-    """
+def leave_signals_to_parent() -> None:
+    """Let a data loading process outlive a Ctrl-C or a kill of the whole job until its parent has finished a step."""
     if get_worker_info():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        cv2.setNumThreads(1)
 
 
 @cache

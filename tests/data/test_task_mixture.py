@@ -2,12 +2,9 @@
 from collections import Counter
 from math import gcd
 
-import cv2
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
-from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 from rdbm_plugin.data.task_mixture import TaskMixture, counts_of_weights
 
 
@@ -66,18 +63,3 @@ def test_weights_are_met_as_closely_as_whole_numbers_can(weights):
     counts = counts_of_weights(weights)
     assert sum(counts) == 1000 and gcd(*counts) >= 1
     assert np.abs(np.array(counts) / 1000 - np.array(weights) / sum(weights)).max() < 1e-3
-
-
-class Threads(SyntheticUniversalDataset):
-    """Its items are the numbers of OpenCV's threads."""
-
-    def training_item(self, task, image, rng):
-        return cv2.getNumThreads()
-
-
-def test_workers_share_the_cores():
-    """One thread of OpenCV in each worker; the process that trains keeps its own."""
-    before = cv2.getNumThreads()
-    data = Threads({'name': 'x', 'phase': 'train', 'dataroot_gt': 'embedded', 'gt_size': 8})
-    assert {count for batch in DataLoader(data, 2, num_workers=2) for count in batch.tolist()} == {1}
-    assert cv2.getNumThreads() == before
