@@ -144,9 +144,9 @@ def trainer_overhead(args: Namespace) -> Iterator[dict[str, Any]]:
         yield ratio('   with own_start_share: 1, which evaluates part of the batch twice', own, bare)
 
 
-def model_step(model: Any, batch: dict[str, Any]) -> Callable[[], object]:
-    """What BasicSR's loop calls in an iteration."""
-    iterations = iter(range(1, 10**9))
+def model_step(model: Any, batch: dict[str, Any], first: int = 1) -> Callable[[], object]:
+    """What BasicSR's loop calls in an iteration, from iteration ``first`` on."""
+    iterations = iter(range(first, 10**9))
 
     def step() -> None:
         model.feed_data(batch)

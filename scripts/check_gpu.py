@@ -101,11 +101,11 @@ def model_of(args: Namespace, variant: str, dist: bool = False, **train: Any) ->
     return RDBMModel(opt)
 
 
-def bare_loop(args: Namespace, network: nn.Module, captured: bool, passes: bool = True) -> Callable[[], object]:
+def bare_loop(args: Namespace, network: nn.Module, captured: bool) -> Callable[[], object]:
     """The least that trains a network in a bridge: its forward passes, backward, AdamW; as a CUDA graph or not."""
     network.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True, capturable=captured)
-    objective = Objective(build_bridge(), ResidualModulatedLoss(), 0.6, float(passes))
+    objective = Objective(build_bridge(), ResidualModulatedLoss(), 0.6, 1.0)
     batch = pairs(args, args.batch, args.size)
     lq, gt = (batch[key].to(memory_format=torch.channels_last) for key in ('lq', 'gt'))
     plan = objective.plan(Draws(0, 1, 0, 1, args.batch), lq)
@@ -124,8 +124,7 @@ def bare_loop(args: Namespace, network: nn.Module, captured: bool, passes: bool 
     if not captured:
         return step
     with capture.aside(torch.device(args.device)):
-        for _ in range(3):
-            step()
+        repeat(3, step)
     optimizer.zero_grad()
     return capture.record(step)[0].replay
 
@@ -165,12 +164,15 @@ def speed(args: Namespace) -> Iterator[Row]:
             yield Row(f'{variant}, bare loop of a {name}', found[title], 'ms')
 
 
+def repeat(count: int, call: Callable[[], object]) -> None:
+    """Call it so often."""
+    for _ in range(count):
+        call()
+
+
 def ten(call: Callable[[], object]) -> Callable[[], object]:
     """Ten calls, so that the clock does not matter."""
-    def run() -> None:
-        for _ in range(10):
-            call()
-    return run
+    return lambda: repeat(10, call)
 
 
 def sampler(args: Namespace) -> Iterator[Row]:
@@ -188,27 +190,25 @@ def sampler(args: Namespace) -> Iterator[Row]:
 
 def waits(args: Namespace) -> Iterator[Row]:
     """Steps and sampling that wait for the device though nobody reads anything."""
-    batch = pairs(args, args.batch, args.size)
+    batch, most = pairs(args, args.batch, args.size), math.inf if args.dry else 0
     for mode in ('none',) if args.dry else ('none', 'cuda_graph'):
         step = model_step(model_of(args, 'T', capture=mode), batch)
-        yield Row(f'waits in 10 training steps, capture: {mode}', counted_waits(args, step, 5, 10), '', high=0)
+        yield Row(f'waits in 10 training steps, capture: {mode}', counted_waits(args, step, 5, 10), '', high=most)
     network = RDBMUNet('T').eval().to(args.device)
     run = inference(lambda: BridgeSampler(build_bridge(), steps=10)(network, 2 * batch['lq'] - 1))
-    yield Row('waits in 10 evaluations of sampling', counted_waits(args, run, 1, 1), '', high=0)
+    yield Row('waits in 10 evaluations of sampling', counted_waits(args, run, 1, 1), '', high=most)
 
 
-def counted_waits(args: Namespace, call: Callable[[], object], before: int, count: int) -> int:
-    """Synchronisations in ``count`` calls, after some that do not count."""
-    for _ in range(before):
-        call()
+def counted_waits(args: Namespace, call: Callable[[], object], before: int, count: int) -> float:
+    """Synchronisations in ``count`` calls, after some that do not count; nan on a CPU, where none can be counted."""
+    repeat(before, call)
     if args.dry:
-        return 0
+        return math.nan
     torch.cuda.set_sync_debug_mode('warn')
     try:
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter('always')
-            for _ in range(count):
-                call()
+            repeat(count, call)
     finally:
         torch.cuda.set_sync_debug_mode('default')
     found = [each for each in found if 'synchroniz' in str(each.message)]
@@ -223,10 +223,8 @@ def resuming(args: Namespace) -> Iterator[Row]:
     with repeatable():
         for mode in ('none',) if args.dry else ('none', 'auto'):
             whole, first, second = (model_of(args, 'T', capture=mode) for _ in range(3))
-            for iteration in range(1, 11):
-                take(whole, batch, iteration)
-            for iteration in range(1, 5):
-                take(first, batch, iteration)
+            repeat(10, model_step(whole, batch))
+            repeat(4, model_step(first, batch))
             path = Path(args.folder) / 'state.pth'
             torch.save({'net': first.net_g.state_dict(), 'ema': first.net_g_ema.state_dict(),
                         'optimizer': first.optimizer_g.state_dict(), 'more': first.further_state()}, path)
@@ -235,8 +233,7 @@ def resuming(args: Namespace) -> Iterator[Row]:
             second.net_g_ema.load_state_dict(state['ema'])
             second.optimizer_g.load_state_dict(state['optimizer'])
             second.step.load(state['more'])
-            for iteration in range(5, 11):
-                take(second, batch, iteration)
+            repeat(6, model_step(second, batch, first=5))
             apart = max(float((a - b).detach().abs().max()) for name in ('net_g', 'net_g_ema') for a, b in zip(
                 getattr(whole, name).parameters(), getattr(second, name).parameters()))
             yield Row(f'resumed against at once, largest difference, capture: {mode}', apart, '', high=0)
@@ -256,12 +253,6 @@ def repeatable() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def take(model: Any, batch: dict[str, Any], iteration: int) -> None:
-    """A step as BasicSR's loop takes it."""
-    model.feed_data(batch)
-    model.optimize_parameters(iteration)
-
-
 def precisions(args: Namespace) -> Iterator[Row]:
     """Mean loss of steps 81 to 100 in half precision against float32, and captured against plain."""
     batch, found = pairs(args, 4, min(args.size, 64)), {}
@@ -270,10 +261,12 @@ def precisions(args: Namespace) -> Iterator[Row]:
         cases['captured'] = {'amp': 'none', 'capture': 'cuda_graph'}
     for name, changes in cases.items():
         model = model_of(args, 'T', **{'capture': 'none', **changes})
-        for iteration in range(1, 101):
-            take(model, batch, iteration)
-            if iteration in (80, 100):
-                found[name] = model.get_current_log()['l_derain']
+        step = model_step(model, batch)
+        repeat(80, step)
+        # Means since the last call.
+        model.get_current_log()
+        repeat(20, step)
+        found[name] = model.get_current_log()['l_derain']
     for name in list(found)[1:]:
         yield Row(f'loss of steps 81 to 100, {name} / float32', found[name] / found['none'], '', 0.8, 1.25)
 
@@ -283,11 +276,11 @@ def ranks(args: Namespace) -> Iterator[Row]:
     backend = 'gloo' if args.dry else 'nccl'
     batch = pairs(args, 4, min(args.size, 64))
     alone = model_of(args, 'T', amp='none', capture='none')
-    take(alone, batch, 1)
+    model_step(alone, batch)()
     torch.distributed.init_process_group(backend, init_method=f'file://{args.folder}/ranks', rank=0, world_size=1)
     try:
         model = model_of(args, 'T', dist=True, amp='none')
-        take(model, batch, 1)
+        model_step(model, batch)()
         losses = [each.get_current_log()['l_pix'] for each in (model, alone)]
     finally:
         torch.distributed.destroy_process_group()
@@ -359,9 +352,10 @@ def main() -> int:
     print(f'\n{card}, torch {torch.__version__}\n')
     print(aligned([['check', 'value', '', 'bound', ''],
                    *([row.what, f'{row.value:.4g}', row.unit, row.bound, row.verdict] for row in rows)]))
-    args.out.write_text(json.dumps({'card': card, 'torch': torch.__version__, 'rows': [
-        {'what': row.what, 'value': row.value, 'unit': row.unit, 'bound': row.bound, 'verdict': row.verdict}
-        for row in rows]}, indent=1), encoding='utf-8')
+    found = [{'what': row.what, 'value': row.value if math.isfinite(row.value) else None, 'unit': row.unit,
+              'bound': row.bound, 'verdict': row.verdict} for row in rows]
+    args.out.write_text(json.dumps({'card': card, 'torch': torch.__version__, 'rows': found}, indent=1),
+                        encoding='utf-8')
     return int(any(row.verdict == 'FAIL' for row in rows))
 
 

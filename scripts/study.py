@@ -34,6 +34,7 @@ from rdbm_plugin.config.options import OptionError, build, check_choice
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.data.packing import centre
+from rdbm_plugin.evaluation.results import markdown
 from rdbm_plugin.losses.draws import most_in
 from rdbm_plugin.samplers import build_sampler
 
@@ -249,17 +250,13 @@ def tables(figures: Sequence[Figures]) -> dict[str, str]:
             'detail': of_detail(found)}
 
 
-def _lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return '\n'.join('| ' + ' | '.join(each) + ' |' for each in (head, ['---'] * len(head), *lines))
-
-
 def by_evaluations(found: Mapping[str, Sequence[Figures]], group: str) -> str:
     """PSNR of a set by row and evaluations."""
     steps = sorted({label for each in found.values() for label in each[0]['restored'] if label.isdigit()}, key=int)
     lines = [[f'`{name}`', str(len(each)), f'{each[0]["iterations"]:,}',
               *(spread([mean_of(run['restored'][step], group) for run in each]) if step in each[0]['restored'] else ''
                 for step in steps)] for name, each in found.items()]
-    return _lines(['row', 'seeds', 'iterations', *steps], lines)
+    return markdown([['row', 'seeds', 'iterations', *steps], *lines])
 
 
 def by_kind(found: Mapping[str, Sequence[Figures]]) -> str:
@@ -270,7 +267,7 @@ def by_kind(found: Mapping[str, Sequence[Figures]]) -> str:
     for name, each in found.items():
         lines += [[f'`{name}`', step, *(spread([run['restored'][step][kind][0] for run in each]) for kind in kinds)]
                   for step in ('1', '10') if step in each[0]['restored']]
-    return _lines(['row', 'evaluations', *kinds], lines)
+    return markdown([['row', 'evaluations', *kinds], *lines])
 
 
 def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
@@ -279,7 +276,7 @@ def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
                                     for place in (0, 1))]
              for name, each in found.items() for label in each[0]['restored']
              if label in ('1', '10') or not label.isdigit()]
-    return _lines(['row', 'sampler', 'PSNR', 'detail, dB'], lines)
+    return markdown([['row', 'sampler', 'PSNR', 'detail, dB'], *lines])
 
 
 def plot(figures: Sequence[Figures], path: Path) -> None:
@@ -307,7 +304,7 @@ def lay_out(path: Path) -> None:
     """Print the tables of a file of figures, and draw beside it."""
     figures = json.loads(path.read_text(encoding='utf-8'))
     for name, table in tables(figures).items():
-        print(f'{name}\n\n{table}\n')
+        print(f'{name}\n\n{table}')
     plot(figures, path.with_suffix('.png'))
 
 

@@ -5,7 +5,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,6 +162,7 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: b
     try:
         lookup.need_registries()
         from rdbm_plugin.commands import pipeline, preflight
+        from rdbm_plugin.commands.pace import pace as measured_pace
         opt = pipeline.read_options(file, changes, 'train' in read_option_file(file, changes))
     except OptionError as error:
         yield Finding('error', 'file', str(error))
@@ -189,7 +189,7 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: b
     if images:
         yield from inspect_data(opt['datasets'], errors)
     if pace and train and not errors:
-        yield import_module('rdbm_plugin.commands.pace').pace(opt)
+        yield measured_pace(opt)
 
 
 def check_keys(opt: Mapping[str, Any]) -> Iterator[Finding]:

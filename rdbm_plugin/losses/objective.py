@@ -104,7 +104,7 @@ class Objective:
 
     def _later_nodes(self, draws: Draws, count: int) -> Tensor:
         if self.pass_nodes == 'sampler':
-            return torch.tensor([[node for node, _ in self._moves]] * count, dtype=torch.int64).view(count, -1)
+            return torch.tensor([node for node, _ in self._moves], dtype=torch.int64).expand(count, -1)
         nodes = [draws.integers(1, self.bridge.timesteps) for _ in range(self.passes - 1)]
         return torch.stack(nodes, dim=1) if nodes else torch.zeros(count, 0, dtype=torch.int64)
 
@@ -128,9 +128,7 @@ class Objective:
 
     def next_pass(self, states: States, output: Tensor) -> States:
         """The states of the pass behind that of ``states``, from the estimate that the network's output gives."""
-        with torch.no_grad():
-            estimate = self.bridge.to_residual(output, states.z, states.mu, states.t)
-            estimate = (states.mu + estimate).clamp(-1, 1) - states.mu
+        estimate = self._residual_in_range(output.detach(), states.z, states.mu, states.t)
         t = states.later[:, 0]
         if self.pass_nodes == 'sampler':
             move = self._moves[len(self._moves) - states.later.shape[1]][1]
@@ -158,12 +156,15 @@ class Objective:
             nothing = torch.zeros_like(mu)
             start = self.bridge.marginal(nothing, self.bridge.modulate(nothing, eps), last)
             output = predict(self.bridge.centre(mu, last) + start, mu, last)
-            estimate = self.bridge.to_residual(output, start, mu, last)
-        estimate = (mu + estimate).clamp(-1, 1) - mu
+        estimate = self._residual_in_range(output, start, mu, last)
         own = self.bridge.marginal(estimate, self.bridge.modulate(estimate, eps), t)
         taken = taken.view(-1, 1, 1, 1)
         new_n = torch.where(taken, self.bridge.noise_of(own, residual, t), n[rows])
         return z.index_copy(0, rows, torch.where(taken, own, z[rows])), n.index_copy(0, rows, new_n)
+
+    def _residual_in_range(self, output: Tensor, z: Tensor, mu: Tensor, t: Tensor) -> Tensor:
+        """The residual estimate of an output whose x0 lies in [-1, 1], as the sampler keeps it."""
+        return (mu + self.bridge.to_residual(output, z, mu, t)).clamp(-1, 1) - mu
 
     def output(self, states: States, predict: Predict) -> Tensor:
         """The network's output for states, (N, C, H, W)."""

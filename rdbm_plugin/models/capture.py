@@ -5,7 +5,7 @@ Knows nothing of what the step does: it is a function of tensors of fixed shapes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import getLogger
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ CAPTURES = ('auto', 'none', 'cuda_graph')
 WARM_UP = 3
 """Steps that are taken before one is recorded, so that convolutions are tuned and the optimizer has its state."""
 
-Inputs = TypeVar('Inputs', bound='tuple[Tensor, ...]')
-Work = Callable[[Any], Tensor]
+Work = Callable[..., Tensor]
+"""A step, work(*tensors): gives the numbers to be logged, (K,)."""
 
 
 class Recording(Protocol):
@@ -73,7 +73,7 @@ class CapturedStep:
     stay plain.
 
     Args:
-        work: The step, a function of a named tuple of tensors; gives the numbers to be logged, (K,).
+        work: The step.
         optimizer: Fused, of torch.optim; its learning rates may change between steps.
         changed: Gives all tensors that a step changes.
         record: See :func:`record`; another one is for tests.
@@ -88,38 +88,38 @@ class CapturedStep:
         self.recording: Recording | None = None
         self.taken, self.given_up = 0, False
 
-    def __call__(self, inputs: Inputs) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Take a step."""
         self.taken += 1
         if self.taken <= WARM_UP:
             with aside(inputs[0].device):
-                return self.work(inputs)
+                return self.work(*inputs)
         if self.given_up:
-            return self.work(inputs)
+            return self.work(*inputs)
         if self.recording is None:
             return self._begin(inputs)
         if any(a.shape != b.shape for a, b in zip(self.inputs, inputs)):
-            return self.work(inputs)
+            return self.work(*inputs)
         return self._repeat(inputs)
 
-    def _begin(self, inputs: Inputs) -> Tensor:
+    def _begin(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Record, and take this step both ways."""
-        self.inputs = type(inputs)(*(tensor.clone() for tensor in inputs))
+        self.inputs = [tensor.clone() for tensor in inputs]
         self.rates = [torch.tensor(float(group['lr']), device=inputs[0].device)
                       for group in self.optimizer.param_groups]
         self.optimizer.zero_grad()
         try:
             with self._rates_on_device():
-                self.recording, self.result = self.record(lambda: self.work(self.inputs))
+                self.recording, self.result = self.record(lambda: self.work(*self.inputs))
         except RuntimeError as error:
             self._give_up(f'{type(error).__name__}: {error}'.split('\n')[0])
-            return self.work(inputs)
+            return self.work(*inputs)
         before = [tensor.clone() for tensor in self.changed()]
         self._repeat(inputs)
         repeated = [tensor.clone() for tensor in self.changed()]
         for tensor, old in zip(self.changed(), before):
             tensor.copy_(old)
-        found = self.work(inputs)
+        found = self.work(*inputs)
         apart = _distance(self.changed(), repeated)
         if apart <= 0.1 * _distance(self.changed(), before):
             getLogger('basicsr').info('Steps are captured as a CUDA graph.')
@@ -134,7 +134,7 @@ class CapturedStep:
             raise OptionError(f'train: capture: cuda_graph: {reason}; write auto or none.')
         getLogger('basicsr').warning(f'Steps are not captured: {reason}.')
 
-    def _repeat(self, inputs: Inputs) -> Tensor:
+    def _repeat(self, inputs: tuple[Tensor, ...]) -> Tensor:
         for held, new in zip(self.inputs, inputs):
             held.copy_(new, non_blocking=True)
         for rate, group in zip(self.rates, self.optimizer.param_groups):

@@ -18,6 +18,7 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.logger import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rdbm_plugin.archs.checkpoint import check_fits, find_network, read_parameters
 from rdbm_plugin.archs.precision import computes_bf16
@@ -38,7 +39,7 @@ from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
 from rdbm_plugin.models.step_guard import StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
-from rdbm_plugin.models.training_step import Batch, TrainingStep, move_averages
+from rdbm_plugin.models.training_step import Batch, TrainingStep
 from rdbm_plugin.models.validator import Restoration, Validator
 from rdbm_plugin.samplers import build_sampler
 
@@ -144,7 +145,8 @@ class RDBMModel(BasicSRModel):
 
     def model_ema(self, decay: float = 0.999) -> None:
         # BasicSR's version goes through the parameters one by one.
-        move_averages(self._averages(), [p.detach() for p in self.get_bare_model(self.net_g).parameters()], 1 - decay)
+        averages, values = (list(net.parameters()) for net in (self.net_g_ema, self.get_bare_model(self.net_g)))
+        get_ema_multi_avg_fn(decay)(averages, values, 0)
 
     def _averages(self) -> list[Tensor]:
         return [p.detach() for p in self.net_g_ema.parameters()] if self.ema_decay > 0 else []

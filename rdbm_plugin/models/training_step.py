@@ -42,25 +42,6 @@ class Batch(NamedTuple):
     names: Sequence[str]
 
 
-class Inputs(NamedTuple):
-    """All that the device needs for a step, in shapes that stay the same from step to step."""
-
-    lq: Tensor
-    gt: Tensor
-    t: Tensor
-    eps: Tensor
-    rows: Tensor
-    taken: Tensor
-    later: Tensor
-    members: Tensor
-    """Which sample belongs to which task, (tasks, N)."""
-
-    @property
-    def plan(self) -> Plan:
-        """What has been drawn for the samples."""
-        return Plan(self.t, self.eps, self.rows, self.taken, self.later)
-
-
 class TrainingStep:
     """Trains a network on batches, the same way whatever number of ranks shares them.
 
@@ -107,9 +88,10 @@ class TrainingStep:
             return f'the network is on the {self.device.type}'
         if self.ranks.group is not None:
             return 'several processes share the run'
+        if self.scaler:
+            return 'amp: fp16 reads from the device'
         if not self.masked or 'capturable' not in self.optimizer.defaults:
-            return 'amp: fp16 reads from the device' if self.scaler else (
-                f'{type(self.optimizer).__name__} cannot be captured')
+            return f'{type(self.optimizer).__name__} cannot be captured'
         return 'perceptual_opt is set' if self.perceptual else ''
 
     def run(self, iteration: int, batch: Batch) -> None:
@@ -120,12 +102,13 @@ class TrainingStep:
         """
         seed_step(self.progress.seed, iteration, self.ranks.rank)
         draws = Draws(self.progress.seed, iteration, self.ranks.rank, self.ranks.count, len(batch.lq))
-        inputs = Inputs(batch.lq, batch.gt, *self.objective.plan(draws, batch.lq),
-                        to_device(self.task_losses.members(batch.tasks, len(batch.lq)), self.device))
+        plan = self.objective.plan(draws, batch.lq)
+        members = to_device(self.task_losses.members(batch.tasks, len(batch.lq)), self.device)
         if self.resumed:
-            self._rehearse(inputs)
+            self._rehearse(batch, plan)
         # Without its images: those of a hundred steps would fill a GPU.
-        self._unread.append((iteration, list(batch.names), list(batch.tasks), self.work(inputs)))
+        self._unread.append((iteration, list(batch.names), list(batch.tasks),
+                             self.work(batch.lq, batch.gt, members, *plan)))
         if len(self._unread) >= self.read_every:
             self.read()
 
@@ -161,19 +144,22 @@ class TrainingStep:
         with working_in(self.dtype, self.device):
             return self.net(x_t, mu, t).float()
 
-    def _rehearse(self, inputs: Inputs) -> None:
+    def _rehearse(self, batch: Batch, plan: Plan) -> None:
         """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
         self.resumed = False
         if isinstance(self.net, DistributedDataParallel):
             put_back = buffers_of(self.net)
-            states = self.objective.states(inputs.lq, inputs.gt, inputs.plan, self.predict)
+            states = self.objective.states(batch.lq, batch.gt, plan, self.predict)
             self.objective.output(states, self.predict).sum().backward()
             put_back(torch.zeros((), device=self.device))
 
-    def _work(self, inputs: Inputs) -> Tensor:
-        """The step itself, without a wait for the device: losses and norm of the gradient, (K,)."""
+    def _work(self, lq: Tensor, gt: Tensor, members: Tensor, *plan: Tensor) -> Tensor:
+        """The step itself, without a wait for the device: losses and norm of the gradient, (K,).
+
+        Takes tensors alone, in shapes that stay the same from step to step, so that it can be captured.
+        """
         put_back = buffers_of(self.net)
-        self._states = self.objective.states(inputs.lq, inputs.gt, inputs.plan, self.predict, self.ranks.mean)
+        self._states = self.objective.states(lq, gt, Plan(*plan), self.predict, self.ranks.mean)
         self.optimizer.zero_grad()
         losses, each = self._add_gradients(self._states)
         if self.scaler:
@@ -184,7 +170,7 @@ class TrainingStep:
         taken = found.isfinite().all().float()
         self._advance(taken)
         put_back(taken)
-        self.task_losses.add(each, inputs.members, taken)
+        self.task_losses.add(each, members, taken)
         if self.averages:
             move_averages(self.averages, self.weights, (1 - self.decay) * taken)
         return found
@@ -193,8 +179,7 @@ class TrainingStep:
         """Everything that a step changes."""
         states = [value for state in self.optimizer.state.values() for value in state.values()
                   if isinstance(value, Tensor)]
-        return [*self.weights, *self.net.buffers(), *self.averages,
-                self.task_losses.sums, *states]
+        return [*self.weights, *self.net.buffers(), *self.averages, self.task_losses.sums, *states]
 
     def _add_gradients(self, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of the batch, means over all ranks, and of each sample; gradients are added up part by part."""

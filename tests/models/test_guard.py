@@ -104,6 +104,12 @@ def test_replay_tells_a_sick_network_from_sick_data(build, tmp_path):
     assert 'first not finite: output of tail (Conv2d)' in output
 
 
+def test_the_average_begins_as_the_network_itself(build):
+    model = build()
+    averages, values = ([*net.state_dict().values()] for net in (model.net_g_ema, model.net_g))
+    assert all(map(torch.equal, averages, values))
+
+
 def test_gradient_is_clipped(build):
     norms = {}
     for clip in ('~', '0.01'):
