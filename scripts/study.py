@@ -5,15 +5,15 @@
     python scripts/study.py datasets/bsds500 --rows regression residual_passes --seeds 0
     python scripts/study.py --tables docs/results/study.json              # tables and plot of figures that are there
 
-The folder holds train, val and test. Trainings lie in experiments/ and are gone on with where they were broken off;
-what is trained and scored is not done again. On CPUs one runs on each core. Figures go to the file after -o, with
-seed, iterations and changes of each training.
+The folder holds train, val and test. Trainings lie in experiments/ and are gone on with where they were broken off. On
+CPUs one runs on each core. Figures are added to the file after -o as soon as they are there, with seed, iterations and
+changes of each training; what is in that file is not done again.
 """
 import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,8 +129,13 @@ def rows(args: Namespace) -> list[Row]:
         for seed in args.seeds or scale['main_seeds' if name in suite['main'] else 'seeds']:
             ending = {'manual_seed': seed, 'name': f'study_{args.scale}_{name}_seed{seed}'}
             found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)],
-                             row.get('samplers', suite['samplers']), own))
+                             _within(row.get('samplers', suite['samplers']), scale.get('evaluations')), own))
     return sorted(found, key=lambda row: (row.name not in suite['main'], row.seed))
+
+
+def _within(samplers: Sequence[dict[str, Any]], evaluations: Sequence[int] | None) -> list[dict[str, Any]]:
+    return [{**block, 'steps': [each for each in block['steps'] if not evaluations or each in evaluations]}
+            for block in samplers]
 
 
 # ---------------------------------------------------------------------------------------------------- scoring
@@ -199,18 +204,23 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- running
 
 
-def run(row: Row, args: Namespace, threads: int) -> str | None:
-    """Train and score in processes of their own, unless that was done; return what went wrong, or None."""
+def run(row: Row, args: Namespace, threads: int) -> Figures:
+    """Train and score in processes of their own, and return the figures; raises RuntimeError if that fails."""
     figures, log = row.folder / 'study.json', Path('study_logs') / f'{row.folder.name}.log'
-    if figures.is_file() and json.loads(figures.read_text(encoding='utf-8'))['changes'] != row.recorded:
-        return f'was trained with other changes; remove {row.folder} to train it anew'
     training = ['train', '-opt', row.base, '--auto_resume', '--force_yml', *row.changes]
     scoring = [args.photos, '--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed]
     for done, target, words in ((row.folder / 'models/net_g_latest.pth', 'study:train_main', training),
                                 (figures, 'study:score_main', scoring)):
         if not done.is_file() and (in_process(target, words, log, threads) or not done.is_file()):
-            return f'{target} failed; see {log}'
-    return None
+            raise RuntimeError(f'{target} failed; see {log}')
+    return checked(json.loads(figures.read_text(encoding='utf-8')), row, row.folder)
+
+
+def checked(figures: Figures, row: Row, place: Path) -> Figures:
+    """The figures; raises RuntimeError if they are those of other changes."""
+    if figures['changes'] != row.recorded:
+        raise RuntimeError(f'{place} has it with other changes; remove that to train it anew')
+    return figures
 
 
 def train_main() -> int:
@@ -302,7 +312,7 @@ def plot(figures: Sequence[Figures], path: Path) -> None:
 
 def lay_out(path: Path) -> None:
     """Print the tables of a file of figures, and draw beside it."""
-    figures = json.loads(path.read_text(encoding='utf-8'))
+    figures = figures_in(path)
     for name, table in tables(figures).items():
         print(f'{name}\n\n{table}')
     plot(figures, path.with_suffix('.png'))
@@ -322,22 +332,40 @@ def main() -> int:
     gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     jobs = args.jobs or (1 if gpu else cores)
+    found = {(each['row'], each['seed']): each for each in figures_in(args.out)}
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(wanted), unit='training') as bar:
-        def work(row: Row) -> None:
-            fault = run(row, args, 0 if gpu else max(1, cores // jobs))
-            if fault:
-                faults.append(fault)
-                bar.write(f'{row.folder.name}: {fault}')
-            bar.update()
-        list(pool.map(work, wanted))
-    done = [json.loads((row.folder / 'study.json').read_text(encoding='utf-8')) for row in wanted
-            if (row.folder / 'study.json').is_file()]
-    if done:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out, json.dumps(done, indent=1).encode())
+        def work(row: Row) -> Figures | None:
+            key = row.name, row.seed
+            try:
+                return checked(found[key], row, args.out) if key in found else run(
+                    row, args, 0 if gpu else max(1, cores // jobs))
+            except RuntimeError as error:
+                faults.append(error)
+                bar.write(f'{row.folder.name}: {error}')
+                return None
+            finally:
+                bar.update()
+        for figures in pool.map(work, wanted):
+            if figures:
+                found[figures['row'], figures['seed']] = figures
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(args.out, json.dumps(in_order(found.values(), args), indent=1).encode())
+    if found:
         lay_out(args.out)
     return int(bool(faults))
+
+
+def figures_in(path: Path) -> list[Figures]:
+    """What a file of figures has; nothing if there is none."""
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else []
+
+
+def in_order(figures: Iterable[Figures], args: Namespace) -> list[Figures]:
+    """As the suite file has the rows."""
+    names = list(rows_of(read_suite(args.suite)))
+    return sorted(figures, key=lambda each: (names.index(each['row']) if each['row'] in names else len(names),
+                                             each['seed']))
 
 
 if __name__ == '__main__':
