@@ -39,6 +39,7 @@ from rdbm_plugin.losses.draws import most_in
 from rdbm_plugin.samplers import build_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
+LATEST = Path('models/net_g_latest.pth')
 SETS = ('own', 'foreign', 'intact')
 Figures = Mapping[str, Any]
 """Of one training: what :func:`score` gives."""
@@ -71,6 +72,10 @@ class Row(NamedTuple):
     samplers: list[dict[str, Any]]
     compute: float
     """Of a step and sample, in 1e9 multiply-adds for 256x256."""
+    before: float = 0.0
+    """The same of all steps of the training that it starts from."""
+    start: Path | None = None
+    """Weights of that training."""
 
     @property
     def folder(self) -> Path:
@@ -119,17 +124,29 @@ def rows(args: Namespace) -> list[Row]:
 
     def compute(name: str) -> float:
         return compute_of(read_option_file(base, changed(name), plugins=False))
+
+    def experiment(name: str, seed: int) -> str:
+        return f'study_{args.scale}_{name}_seed{seed}'
+
+    def lengths(name: str) -> tuple[int, float, float]:
+        """Iterations, compute of one, and of all of the training that it starts from."""
+        row, own = every[name], compute(name)
+        start = lengths(row['start']) if 'start' in row else (0, 0.0, 0.0)
+        before = start[0] * start[1] + start[2]
+        return round((scale['iterations'] * compute(row.get('as', name)) - before) / own), own, before
     for name, row in rows_of(suite, args.rows).items():
         if args.scale not in row.get('scales', [args.scale]):
             continue
-        own = compute(name)
-        iterations = round(scale['iterations'] * compute(row.get('as', name)) / own)
+        iterations, own, before = lengths(name)
         length = {'train:total_iter': iterations, 'train:scheduler:periods': [iterations], 'val:val_freq': iterations,
                   'logger:save_checkpoint_freq': max(1, iterations // 10)}
         for seed in args.seeds or scale['main_seeds' if name in suite['main'] else 'seeds']:
-            ending = {'manual_seed': seed, 'name': f'study_{args.scale}_{name}_seed{seed}'}
+            start = Path('experiments', experiment(row['start'], seed), LATEST) if 'start' in row else None
+            ending = {'manual_seed': seed, 'name': experiment(name, seed),
+                      **({'path:pretrain_network_g': start} if start else {})}
             found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)],
-                             _within(row.get('samplers', suite['samplers']), scale.get('evaluations')), own))
+                             _within(row.get('samplers', suite['samplers']), scale.get('evaluations')), own, before,
+                             start))
     return sorted(found, key=lambda row: (row.name not in suite['main'], row.seed))
 
 
@@ -173,7 +190,7 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
     options = read_option_file(row.base, row.changes)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     network = build('network_g', options['network_g'], networks())
-    load_weights(network, row.folder / 'models/net_g_latest.pth', 'params_ema')
+    load_weights(network, row.folder / LATEST, 'params_ema')
     network.to(device, memory_format=torch.channels_last).eval()
     degraded: dict[str, list[float]] = {}
     restored: dict[str, dict[str, list[list[float]]]] = {}
@@ -195,6 +212,7 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
                     values = [psnr(image, clean), detail(image) - detail(clean)]
                     restored.setdefault(name, {}).setdefault(kind, []).append(values)
     return {'row': row.name, 'seed': row.seed, 'iterations': options['train']['total_iter'], 'compute': row.compute,
+            'before': row.before,
             'parameters': sum(p.numel() for p in network.parameters()), 'changes': row.recorded,
             'degraded': {kind: round(float(np.mean(values)), 4) for kind, values in degraded.items()},
             'restored': {label: {kind: np.mean(values, axis=0).round(4).tolist() for kind, values in kinds.items()}
@@ -206,10 +224,12 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
 
 def run(row: Row, args: Namespace, threads: int) -> Figures:
     """Train and score in processes of their own, and return the figures; raises RuntimeError if that fails."""
+    if row.start and not row.start.is_file():
+        raise RuntimeError(f'starts from {row.start}, which is not there; train that row first')
     figures, log = row.folder / 'study.json', Path('study_logs') / f'{row.folder.name}.log'
     training = ['train', '-opt', row.base, '--auto_resume', '--force_yml', *row.changes]
     scoring = [args.photos, '--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed]
-    for done, target, words in ((row.folder / 'models/net_g_latest.pth', 'study:train_main', training),
+    for done, target, words in ((row.folder / LATEST, 'study:train_main', training),
                                 (figures, 'study:score_main', scoring)):
         if not done.is_file() and (in_process(target, words, log, threads) or not done.is_file()):
             raise RuntimeError(f'{target} failed; see {log}')
@@ -261,12 +281,15 @@ def tables(figures: Sequence[Figures]) -> dict[str, str]:
 
 
 def by_evaluations(found: Mapping[str, Sequence[Figures]], group: str) -> str:
-    """PSNR of a set by row and evaluations."""
+    """PSNR of a set by row and evaluations; compute is that of the training, in that of the first row."""
+    spent = {name: each[0]['iterations'] * each[0]['compute'] + each[0].get('before', 0)
+             for name, each in found.items()}
+    unit = next(iter(spent.values()))
     steps = sorted({label for each in found.values() for label in each[0]['restored'] if label.isdigit()}, key=int)
-    lines = [[f'`{name}`', str(len(each)), f'{each[0]["iterations"]:,}',
+    lines = [[f'`{name}`', str(len(each)), f'{each[0]["iterations"]:,}', f'{spent[name] / unit:.2f}',
               *(spread([mean_of(run['restored'][step], group) for run in each]) if step in each[0]['restored'] else ''
                 for step in steps)] for name, each in found.items()]
-    return markdown([['row', 'seeds', 'iterations', *steps], *lines])
+    return markdown([['row', 'seeds', 'iterations', 'compute', *steps], *lines])
 
 
 def by_kind(found: Mapping[str, Sequence[Figures]]) -> str:

@@ -35,10 +35,13 @@ def study(small, *words, check=True):
 
 
 def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
-    rows = ['--rows', 'regression_as_passes', 'residual_passes', 'one', 'naf_regression', '--seeds', 0]
+    rows = ['--rows', 'regression', 'residual_passes', 'one', 'residual_late', 'naf_regression', '--seeds', 0]
     output = study(small, *rows).stdout
     found = {each['row']: each for each in json.loads((small.parent / 'study.json').read_text())}
-    assert found['residual_passes']['iterations'] == 4 and found['regression_as_passes']['iterations'] == 8
+    assert [each['iterations'] for each in found.values()] == [4, 4, 4, 2, 4]
+    late = found['residual_late']
+    assert late['before'] + 2 * late['compute'] == pytest.approx(4 * found['residual_passes']['compute'])
+    assert '| `residual_late` | 1 | 2 | 2.00 |' in output
     for each in found.values():
         assert len(each['degraded']) == len(each['restored']['1']) == 11 and each['degraded']['intact'] == 100
     assert set(found['one']['restored']) == {'1', '2', '3', '5', '10', *(
@@ -51,7 +54,7 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     models = sorted(small.parent.glob('experiments/*/models/net_g_latest.pth'))
     times = [model.stat().st_mtime_ns for model in models]
     again = study(small, *rows).stdout
-    assert len(models) == 4 and [model.stat().st_mtime_ns for model in models] == times
+    assert len(models) == 5 and [model.stat().st_mtime_ns for model in models] == times
     assert again[again.index('own\n'):] == output[output.index('own\n'):]
     laid = command(ROOT / 'scripts/study.py', '--tables', 'study.json', cwd=small.parent).stdout
     assert laid.strip() in output and (small.parent / 'study.png').stat().st_size > 1000
@@ -68,6 +71,11 @@ def test_changed_rows_are_not_passed_off_as_the_old_ones_and_other_rows_are_kept
     (small.parent / 'study.json').unlink()
     process = study(small, '--rows', 'regression', '--seeds', 0, check=False)
     assert process.returncode == 1 and 'experiments/study_cpu_regression_seed0 has it' in process.stdout
+
+
+def test_what_a_row_starts_from_must_be_there(small):
+    process = study(small, '--rows', 'residual_late', '--seeds', 0, check=False)
+    assert process.returncode == 1 and 'which is not there; train that row first' in process.stdout
 
 
 def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
