@@ -160,7 +160,8 @@ def doctor(*arguments):
 def prepared(tmp_path_factory):
     """A folder with datasets/universal in it, as ``scripts/prepare_universal.py --lmdb`` makes it by default.
 
-    And one photo of scikit-image in each part of datasets/bsds500, which options/train_rdbm_shipped.yml reads.
+    And one photo of scikit-image in each part of datasets/bsds500, which options/train_rdbm_shipped.yml reads, and the
+    pairs of one task in datasets/pairs.
     """
     folder = tmp_path_factory.mktemp('prepared')
     photo = Path(find_spec('skimage').origin).parent / 'data/coffee.png'
@@ -168,6 +169,7 @@ def prepared(tmp_path_factory):
         (folder / 'datasets/bsds500' / part).mkdir(parents=True)
         shutil.copy(photo, folder / 'datasets/bsds500' / part)
     command(ROOT / 'scripts/prepare_universal.py', '--lmdb', cwd=folder)
+    (folder / 'datasets/pairs').symlink_to('universal/derain')
     return folder
 
 

@@ -69,23 +69,15 @@ def main() -> int:
 def read_test_options(file: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Options of a file for a test, as BasicSR's test script reads them, whether it is for training or for a test.
 
-    The checkpoint is the one the file names; a file for training stands for what it trained:
-    ``experiments/NAME/models/net_g_latest.pth``.
+    The checkpoint is the one the file names; a file for training stands for what it trained.
 
     Raises:
         OptionError: The file cannot be read, or its network has not been trained.
     """
-    from rdbm_plugin.commands.pipeline import read_options
-    opt = read_options(file, changes)
-    path = opt['path']
+    from rdbm_plugin.commands import pipeline
+    opt = pipeline.read_options(file, changes)
     if 'train' in opt:
-        trained = Path('experiments', opt['name'], 'models', 'net_g_latest.pth')
-        if not trained.is_file():
-            raise OptionError(f'{file}: not trained yet: no {trained}; run: rdbm train -opt {file}')
-        path['pretrain_network_g'] = str(trained)
-        path['param_key_g'] = 'params_ema' if (opt['train'].get('ema_decay') or 0) > 0 else 'params'
-        path['strict_load_g'] = True
-        del opt['train']
-    elif not path.get('pretrain_network_g'):
+        pipeline.test_of_training(opt, file, opt['name'])
+    elif not opt['path'].get('pretrain_network_g'):
         raise OptionError(f'{file}: path: pretrain_network_g: missing; there is nothing to test.')
     return opt

@@ -75,10 +75,17 @@ def parse_options(root_path: str, is_train: bool = True,
 def check_before_writing(script: ModuleType) -> None:
     """Check the options of basicsr.train or basicsr.test right after they are read.
 
-    BasicSR makes folders and renames those of an older run before it builds anything.
+    BasicSR makes folders and renames those of an older run before it builds anything. A test with the option file of a
+    training is one of what it trained.
     """
+    trained: list[str] = []
+
     def parse(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
         opt, args = parse_options(root_path, is_train)
+        # Later ones in this process may have a name of their own for their results.
+        trained.append(opt['name'])
+        if not is_train and 'train' in opt:
+            test_of_training(opt, args.opt, trained[0])
         check_options(opt)
         if not is_train and not opt['path'].get('pretrain_network_g'):
             raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
@@ -87,6 +94,21 @@ def check_before_writing(script: ModuleType) -> None:
         return opt, args
 
     script.parse_options = parse
+
+
+def test_of_training(opt: dict[str, Any], file: str, name: str) -> None:
+    """Turn options of a training into those of a test of ``experiments/NAME``, on the validation sets.
+
+    Raises:
+        OptionError: It has not been trained.
+    """
+    weights = Path('experiments', name, 'models', 'net_g_latest.pth')
+    if not weights.is_file():
+        raise OptionError(f'{file}: not trained yet: no {weights}; run: rdbm train -opt {file}')
+    averaged = (opt.pop('train').get('ema_decay') or 0) > 0
+    opt['path'].update(pretrain_network_g=str(weights), param_key_g='params_ema' if averaged else 'params',
+                       strict_load_g=True)
+    opt['datasets'].pop('train', None)
 
 
 def go_on_exactly(script: ModuleType) -> None:

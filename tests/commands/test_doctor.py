@@ -244,7 +244,8 @@ def test_torch_that_does_not_match_torchvision_is_named(monkeypatch):
     assert len(errors) == 1 and 'torchvision 0.23.0 needs torch==2.8.0, found torch 2.9.0+cpu' in errors[0]
 
 
-@pytest.mark.parametrize('name', ['train_rdbm_quickstart', 'train_rdbm_universal', 'train_rdbm_universal_pairs'])
+@pytest.mark.parametrize('name', ['train_rdbm_quickstart', 'train_rdbm_universal', 'train_rdbm_universal_pairs',
+                                  'train_rdbm_pairs'])
 def test_shipped_files_pass(name, prepared):
     process = command('-m', 'rdbm_plugin', 'doctor', '-opt', ROOT / f'options/{name}.yml', '--force_yml',
                       'num_gpu=0', cwd=prepared)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, command, rdbm, two_ranks
+from conftest import ROOT, command, forced, rdbm, short, two_ranks
 
 NO_PYIQA = pytest.mark.skipif(importlib.util.find_spec('pyiqa') is not None, reason='pyiqa is installed')
 FILE = 'test_rdbm_universal.yml'
@@ -153,6 +153,20 @@ def test_sweep_of_evaluations(tested, tmp_path):
     assert {'swept_steps', 'swept_steps_1', 'swept_steps_2'} == {path.name for path in (tmp_path / 'results').iterdir()}
     logs = [path.read_text(encoding='utf-8') for path in sorted((tmp_path / 'results').rglob('*.log'))]
     assert [log.count('Testing derain') for log in logs] == [1, 1]
+
+
+def test_the_file_of_a_training_tests_what_it_trained(prepared, tmp_path):
+    (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
+    small = {'num_gpu': 0, 'network_g:variant': 'T', 'datasets:val_1:gt_size': 24}
+    run = ['-m', 'rdbm_plugin', 'test', '-opt', ROOT / 'options/train_rdbm_pairs.yml']
+    process = command(*run, *forced(small), cwd=tmp_path, check=False)
+    assert process.returncode == 2 and 'train_rdbm_pairs.yml: not trained yet: no experiments/' in process.stdout
+    training = {**short(1), 'datasets:train:gt_size': 16, 'datasets:train:num_worker_per_gpu': 0}
+    command('-m', 'rdbm_plugin', 'train', '-opt', run[-1], *forced({**small, **training}), cwd=tmp_path)
+    log = next((tmp_path / 'experiments/train_rdbm_pairs').glob('train*.log')).read_text(encoding='utf-8')
+    command(*run, '--steps', '1,2', *forced(small), cwd=tmp_path)
+    found = read(tmp_path / 'results/train_rdbm_pairs_steps/table.csv')
+    assert re.search(rf'mine +\S+ +{found[1]["psnr"]} ', log), 'as scored at the end of the training'
 
 
 @pytest.mark.parametrize(('steps', 'words'), [('1,200', 'steps: found 200'), ('1,x', "--steps: found '1,x'"),

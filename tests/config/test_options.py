@@ -5,6 +5,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import rdbm_plugin.basicsr_host  # noqa: F401  lets BasicSR 1.4.2 be imported
 from rdbm_plugin.config.options import OptionError, check_int, check_number
 
 FILES = sorted((ROOT / 'options').glob('*.yml'))
