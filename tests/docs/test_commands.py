@@ -30,15 +30,18 @@ RUN = {
     # Beginning of a command -> what is changed in it, and what is added to it.
     'rdbm train -opt options/train_rdbm_universal.yml --auto_resume': ({}, forced(SMALL_TRAINING)),
     'rdbm train': ({}, forced(SMALL_TRAINING)),
+    'rdbm train -opt options/train_rdbm_pairs.yml': ({}, forced({
+        key: value for key, value in SMALL_TRAINING.items() if not re.match('datasets:val_[2-5]', key)})),
     'rdbm train -opt options/train_rdbm_universal_pairs.yml': (
         {}, forced({**SMALL_TRAINING, 'datasets:train:batch_size_per_gpu': 20})),
     'rdbm test': ({'path:pretrain_network_g=experiments/train_rdbm_quickstart/models/net_g_latest.pth':
                    f'path:pretrain_network_g={ROOT}/rdbm_plugin/inference/weights/rdbm_t.pth', '1,2,5,10,20': '1,2'},
-                  [f'{key}={value}' for key, value in SMALL_TEST.items()]),
+                  forced(SMALL_TEST)),
     'rdbm doctor -opt options': ({}, []),
     'rdbm doctor -opt FILE': ({'FILE': 'options/train_rdbm_quickstart.yml'}, []),
     'rdbm doctor --codebase FOLDER': ({'FOLDER': 'theirs'}, []),
     'python scripts/plot_bridge.py': ({}, []),
+    'python scripts/run_suite.py options/suites/family.yml --rows family_vp --write': ({}, []),
     'rdbm data list': ({}, []),
     'rdbm restore': ({'FOLDER': 'photos'}, ['--steps', '1', '--device', 'cpu']),
     'python scripts/prepare_universal.py': ({'/path/to/photos': 'photos'}, ['--out', 'made', '--crop-size', '64']),
@@ -53,6 +56,7 @@ OTHERS = {
     'python3 scripts/quickstart.py': ('tests/models/test_training.py', 'train_rdbm_quickstart.yml'),
     'rdbm data fetch': ('tests/data/test_fetching.py', "'data', 'fetch', 'bsds500', '--from'"),
     'mkdocs build': ('tests/docs/test_docs.py', "'mkdocs', 'build', '--strict'"),
+    'rdbm test -opt options/train_rdbm_pairs.yml': ('tests/commands/test_testing.py', 'train_rdbm_pairs.yml'),
     'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
     'python scripts/study.py': ('tests/scripts/test_study.py', "'scripts/study.py', 'photos'"),
@@ -98,6 +102,8 @@ def folder(prepared, tmp_path_factory):
 def test_command_runs(line, folder):
     changes, added = RUN[rule(line)]
     words = [changes.get(word, word) for word in shlex.split(line)]
+    # Of two --force_yml the first would be lost.
+    added = [word for word in added if word != '--force_yml' or word not in words]
     words = ['-m', 'rdbm_plugin', *words[1:]] if words[0] == 'rdbm' else words[1:]
     if 'rdbm.safetensors ' in line and not (folder / 'rdbm.safetensors').exists():
         command('scripts/convert_weights.py', ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth', 'rdbm.safetensors',

@@ -157,6 +157,17 @@ def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
     assert models[1].stat().st_mtime_ns == before[1] and models[0].stat().st_mtime_ns != before[0]
 
 
+def test_the_suite_that_the_page_shows_trains_a_rival_on_pairs(prepared, tmp_path):
+    text = (ROOT / 'docs/compare.md').read_text(encoding='utf-8')
+    block = next(each for each in re.findall(r'```yaml\n(.*?)```', text, re.S) if each.startswith('base:'))
+    (tmp_path / 'mine.yml').write_text(block.replace('train_mine.yml ', f'{ROOT}/options/train_rdbm_pairs.yml '))
+    (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
+    small = [each for each in SMALL if not re.match('datasets:val_[2-5]', each)]
+    command(ROOT / 'scripts/run_suite.py', 'mine.yml', '--rows', 'edsr', '--iters', 2, '-o', 'suite', '--force_yml',
+            *small, cwd=tmp_path)
+    assert '| edsr |' in (tmp_path / 'suite/table.md').read_text(encoding='utf-8')
+
+
 def test_a_suite_goes_on_after_a_failure_and_budgets_time(tmp_path):
     good = row_file('baselines', 'edsr_t', tmp_path)
     text = good.read_text(encoding='utf-8').replace('num_block: 4', 'num_blocks: 4')
