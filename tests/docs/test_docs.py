@@ -10,7 +10,7 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 TEXTS = {page.name: page.read_text(encoding='utf-8') for page in PAGES}
 SITE = (ROOT / '.mkdocs.yml').read_text(encoding='utf-8')
 OF_OTHERS = ("No module named 'torchvision.transforms.functional_tensor'", 'could not determine a constructor',
-             'Found no NVIDIA driver')
+             'Found no NVIDIA driver', 'CUDA out of memory')
 """Messages of Python, PyYAML and torch."""
 
 
