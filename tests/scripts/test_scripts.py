@@ -27,22 +27,6 @@ def test_drawing_names_a_bad_file(tmp_path):
     assert 'Traceback' not in process.stdout
 
 
-def test_samplers_are_measured(tmp_path):
-    process = command(ROOT / 'scripts/benchmark_samplers.py', '-opt', QUICK, '--checkpoint', SHIPPED,
-                      '--steps', 1, 5, '--tolerances', '1e-3', '--size', 24, '--device', 'cpu', cwd=tmp_path)
-    found = json.loads((tmp_path / 'samplers.json').read_text())['samplers']
-    assert len(found) == 5 * 2 + 2 + 2
-    parallel = [each for each in found if each.get('type') == 'ParallelSampler']
-    assert all(each['largest difference to euler'] < 5e-3 and each['rounds'] <= 5 for each in parallel)
-    assert 'multistep_phi' in process.stdout
-
-
-def test_samplers_need_a_checkpoint_that_fits(tmp_path):
-    process = command(ROOT / 'scripts/benchmark_samplers.py', '-opt', QUICK, '--checkpoint', 'none.pth', cwd=tmp_path,
-                      check=False)
-    assert process.returncode == 1 and 'none.pth' in process.stdout and 'Traceback' not in process.stdout
-
-
 def test_inpainting_example_keeps_what_is_known(tmp_path):
     process = command(ROOT / 'scripts/example_inpainting.py', '-opt', QUICK, '--checkpoint', SHIPPED, '--steps', 2,
                       cwd=tmp_path)
