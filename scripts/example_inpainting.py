@@ -1,7 +1,6 @@
 """Restores a photo of which part of the pixels is known to be intact, with and without using that knowledge.
 
-    python scripts/example_inpainting.py -opt options/train_rdbm_quickstart.yml \\
-        --checkpoint experiments/train_rdbm_quickstart/models/net_g_latest.pth
+    python scripts/example_inpainting.py [--checkpoint experiments/train_rdbm_quickstart]
 
 covers a held-out photo with rain and with snow, both without veil, and takes the pixels that this changed by less than
 2/255 as known, as a mask from elsewhere would say. Restores the rest without any retraining. Writes inpainting.png
@@ -14,37 +13,42 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import torch
-from benchmark_samplers import load, psnr
+from torch import Tensor
 
+from rdbm_plugin import Restorer
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import degrade, draw
+from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.evaluation.pictures import picture_grid, to_picture
-from rdbm_plugin.samplers import build_sampler
 from rdbm_plugin.samplers.consistency import known_pixels
 
 
 def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('-opt', required=True, help='option file')
-    parser.add_argument('--checkpoint', required=True)
-    parser.add_argument('--param-key', default='params_ema')
+    parser.add_argument('--checkpoint', help='weights of a training, or its folder (default: those of the package)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, default=10)
     parser.add_argument('--out', default='inpainting.png')
-    return parser.parse_args(namespace=Namespace(size=None, device='cpu'))
+    return parser.parse_args()
+
+
+def psnr(image: Tensor, gt: Tensor) -> float:
+    """RGB, of images in [0, 1]."""
+    return float(-10 * torch.log10((image.clamp(0, 1) - gt).square().mean()))
 
 
 def main() -> int:
     """Restore, print, write the picture, and return the exit status."""
     args = arguments()
     try:
-        bridge, network, items = load(args)
-        sampler = build_sampler({'steps': args.steps}, bridge)
+        restorer = Restorer(args.checkpoint, steps=args.steps, device='cpu')
     except (OptionError, OSError) as error:
         print(f'example_inpainting: {error}', file=sys.stderr)
         return 1
-    clean = items[0]['gt'].permute(1, 2, 0).numpy()
+    network, sampler = restorer.network, restorer.sampler
+    clean = to_float(open_clean('embedded', 'val').decode(0))
     rows = {}
     for task in ('derain', 'desnow'):
         rng = np.random.default_rng(args.seed)

@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT, command
 
 FAMILY = ROOT / 'options/suites/family.yml'
-QUICK = ROOT / 'options/train_rdbm_quickstart.yml'
 SHIPPED = ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'
 
 
@@ -28,8 +27,7 @@ def test_drawing_names_a_bad_file(tmp_path):
 
 
 def test_inpainting_example_keeps_what_is_known(tmp_path):
-    process = command(ROOT / 'scripts/example_inpainting.py', '-opt', QUICK, '--checkpoint', SHIPPED, '--steps', 2,
-                      cwd=tmp_path)
+    process = command(ROOT / 'scripts/example_inpainting.py', '--checkpoint', SHIPPED, '--steps', 2, cwd=tmp_path)
     lines = [line for line in process.stdout.splitlines() if 'pixels known' in line]
     assert len(lines) == 2
     found = [[float(part.split()[-1]) for part in line.split('PSNR')[1].split(',')] for line in lines]
