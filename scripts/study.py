@@ -328,8 +328,15 @@ def plot(figures: Sequence[Figures], path: Path) -> None:
         steps = [step for step in runs[0]['restored'] if step.isdigit()]
         for axis, group in zip(axes, SETS):
             values = np.array([[mean_of(run['restored'][step], group) for step in steps] for run in runs])
-            axis.errorbar(list(map(int, steps)), values.mean(0), values.std(0), label=name, marker='o', ms=4, capsize=2)
-            axis.set(xscale='log', xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
+            axis.set_xscale('log')
+            line = axis.errorbar(list(map(int, steps)), values.mean(0), values.std(0), label=name, marker='o', ms=4,
+                                 capsize=2)
+            if len(steps) == 1:
+                axis.axhline(values.mean(), color=line[0].get_color(), lw=0.8, ls='--')
+            else:
+                axis.set_xticks(list(map(int, steps)), steps)
+                axis.minorticks_off()
+            axis.set(xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
     canvas.legend(*axes[0].get_legend_handles_labels(), loc='outside right', fontsize=8)
     canvas.savefig(path, dpi=110)
 

@@ -81,3 +81,15 @@ def test_what_a_row_starts_from_must_be_there(small):
 def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
     process = study(small, '--rows', 'residul', check=False)
     assert process.returncode == 2 and "--rows: found 'residul'" in process.stdout
+
+
+def test_tables_of_the_page_are_those_of_the_files(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
+    from study import figures_in, tables
+    page = (ROOT / 'RESULTS.md').read_text(encoding='utf-8')
+    files = sorted((ROOT / 'docs/results').glob('*.json'))
+    assert files
+    for file in files:
+        assert f'docs/results/{file.name}' in page and f'(docs/results/{file.stem}.png)' in page
+        for name, table in tables(figures_in(file)).items():
+            assert table in page, f'{file.name}: {name}'
