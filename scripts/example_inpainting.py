@@ -21,6 +21,7 @@ from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import degrade, draw
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.evaluation.pictures import picture_grid, to_picture
+from rdbm_plugin.evaluation.protocols import psnr
 from rdbm_plugin.samplers.consistency import known_pixels
 
 
@@ -34,9 +35,9 @@ def arguments() -> Namespace:
     return parser.parse_args()
 
 
-def psnr(image: Tensor, gt: Tensor) -> float:
-    """RGB, of images in [0, 1]."""
-    return float(-10 * torch.log10((image.clamp(0, 1) - gt).square().mean()))
+def score(image: Tensor, gt: Tensor) -> float:
+    """PSNR in RGB of images in [0, 1]."""
+    return psnr(255 * image.clamp(0, 1).numpy(), 255 * gt.numpy(), crop_border=0)
 
 
 def main() -> int:
@@ -59,8 +60,8 @@ def main() -> int:
         with torch.inference_mode():
             plain = (sampler(network, mu).x0 + 1) / 2
             guided = (sampler(network, mu, consistency=known_pixels(known, mu)).x0 + 1) / 2
-        print(f'{task}: {float(known.float().mean()):.0%} of the pixels known; PSNR degraded {psnr(lq, gt):.2f}, '
-              f'restored {psnr(plain, gt):.2f}, with known pixels {psnr(guided, gt):.2f}')
+        print(f'{task}: {float(known.float().mean()):.0%} of the pixels known; PSNR degraded {score(lq, gt):.2f}, '
+              f'restored {score(plain, gt):.2f}, with known pixels {score(guided, gt):.2f}')
         rows[task] = [to_picture(image[0]) for image in (lq, known.float(), plain, guided, gt)]
     columns = ('degraded', 'known (white)', 'restored', 'restored with known pixels', 'clean')
     cv2.imwrite(args.out, picture_grid(rows, columns)[..., ::-1])

@@ -15,6 +15,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +124,7 @@ def rows(args: Namespace) -> list[Row]:
         own = every[name].get('changes', {})
         return changes_of(suite['changes'], scale['changes'], photos, *(own if isinstance(own, list) else [own]))
 
+    @cache
     def compute(name: str) -> float:
         return compute_of(read_option_file(base, changed(name), plugins=False))
 
