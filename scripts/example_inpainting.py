@@ -28,7 +28,8 @@ from rdbm_plugin.samplers.consistency import known_pixels
 def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--checkpoint', help='weights of a training, or its folder (default: those of the package)')
+    parser.add_argument('--checkpoint', default='shipped',
+                        help='weights of a training, or its folder (default: those of the package)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, default=10)
     parser.add_argument('--out', default='inpainting.png')

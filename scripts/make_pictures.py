@@ -55,7 +55,7 @@ def to_bytes(image: Picture) -> NDArray[np.uint8]:
 def main() -> None:
     """Write all pictures."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--checkpoint', help='weights (default: those of the package)')
+    parser.add_argument('--checkpoint', default='shipped', help='weights (default: those of the package)')
     parser.add_argument('--out', type=Path, default=Path(__file__).resolve().parent.parent / 'docs')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, help='network evaluations (default: as the weights have it)')

@@ -65,8 +65,7 @@ def psnr(image: Picture, clean: Picture) -> float:
 def score(photos: CleanSource, args: Namespace) -> dict[str, dict[str, list[float]]]:
     """Row -> kind -> PSNR of each photo."""
     chosen = np.linspace(0, len(photos) - 1, min(args.count or len(photos), len(photos))).round().astype(int)
-    rows = {f'{name}, {steps} evaluations': Restorer(None if name == 'shipped' else name, steps=steps,
-                                                     device=args.device)
+    rows = {f'{name}, {steps} evaluations': Restorer(name, steps=steps, device=args.device)
             for name in args.checkpoint for steps in args.steps}
     found: dict[str, dict[str, list[float]]] = {name: {} for name in ('degraded', *rows)}
     for number in tqdm(chosen, unit='photo'):

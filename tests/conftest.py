@@ -217,7 +217,6 @@ def forced(changes):
 
 def suite_rows(suite):
     """Name -> block of the rows of a suite in options/suites."""
-    sys.path.insert(0, str(ROOT / 'scripts'))
     from suites import read_suite, rows_of
     return rows_of(read_suite(ROOT / f'options/suites/{suite}.yml'))
 

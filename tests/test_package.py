@@ -80,4 +80,4 @@ def test_it_serves_the_page_without_the_repository(environment, tmp_path):
     pytest.importorskip('gradio', reason='pip install "rdbm_plugin[demo]" to test the page')
     with demo(cwd=tmp_path, env=environment) as address, urlopen(f'{address}/config', timeout=60) as answer:
         shown = {each['props'].get('label') for each in json.load(answer)['components']}
-    assert {'Photo', 'Network evaluations', 'Download (shipped weights)'} <= shown
+    assert {'Photo', 'Network evaluations', 'Download (shipped)'} <= shown

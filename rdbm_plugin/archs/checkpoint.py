@@ -11,6 +11,8 @@ from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS, RDBMUNet
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 
+SHIPPED = Path(__file__).parent.parent / 'inference/weights/rdbm_t.pth'
+"""The weights that come with the package, which options call ``shipped``; their option file has the same name."""
 _OF_MMENGINE = 'network.'
 """Prefix of the network's parameters in BridgeRestorer."""
 
@@ -31,13 +33,13 @@ def find_network(path: str | Path, key: str = 'path') -> Path:
     """A checkpoint: ``path`` itself, or of an experiment's folder the best network, else the newest.
 
     Args:
-        path: Of a file or a folder.
+        path: Of a file or a folder; ``shipped``: the weights that come with the package.
         key: What names it in messages.
 
     Raises:
         OptionError: There is no such file, or no network in the folder.
     """
-    path = Path(path)
+    path = SHIPPED if path == 'shipped' else Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
@@ -68,7 +70,7 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
     ==================  ============================================================================================
 
     Args:
-        path: The file, or the folder of an experiment, see :func:`find_network`.
+        path: See :func:`find_network`.
         param_key: ``params`` or ``params_ema``; as in BasicSR, ``params`` is taken if the file lacks the key. Of
             EMA's two networks ``params`` is the online one, anything else the average.
 

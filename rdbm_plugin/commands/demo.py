@@ -22,8 +22,9 @@ LARGEST_FILE = 50
 def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(prog='rdbm demo', description='A page on this machine to try weights on photos.')
-    parser.add_argument('--checkpoint', nargs='+', default=[], help='weights of training runs, or their folders, to be '
-                                                                    'compared (default: those of the package)')
+    parser.add_argument('--checkpoint', nargs='+', default=['shipped'],
+                        help='weights of training runs, or their folders, to be compared; shipped: those of the '
+                             'package (default)')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets the whole network in')
     parser.add_argument('--port', type=int, default=7860)
     parser.add_argument('--max-megapixels', type=float, default=12, help='larger photos are refused')
@@ -50,10 +51,10 @@ def main() -> int:
 def build(gradio: Any, args: Namespace, folder: Path) -> Any:
     """The page, which writes what it makes into ``folder``."""
     @lru_cache(maxsize=8)
-    def restorer(checkpoint: str | None, steps: int | None) -> Restorer:
+    def restorer(checkpoint: str, steps: int | None) -> Restorer:
         return Restorer(checkpoint, steps=steps, device=args.device)
 
-    names: dict[str, str | None] = {_name(Path(each)): each for each in args.checkpoint} or {'shipped weights': None}
+    names = {_name(Path(each)): each for each in args.checkpoint}
     # Weights that cannot be read are named before anything is served.
     default = [restorer(checkpoint, None).sampler.nfe for checkpoint in names.values()]
     # Gradio finds by its default value where progress is wanted.

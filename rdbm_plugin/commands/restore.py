@@ -33,8 +33,8 @@ def arguments() -> Namespace:
     parser = ArgumentParser(prog='rdbm restore', description='Restore images of any size with trained weights.')
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='files, folders (with sub-folders) or patterns')
     parser.add_argument('-o', '--out', required=True, help='folder for the restored images, or a file for one input')
-    parser.add_argument('--checkpoint', help='weights of a training run, or its folder (default: those that come with '
-                                             'the package)')
+    parser.add_argument('--checkpoint', default='shipped',
+                        help='weights of a training run, or its folder (default: shipped, those of the package)')
     parser.add_argument('--opt', help='its option file (default: found beside the weights)')
     parser.add_argument('--other-bridge', action='store_true', help='allow --opt with another bridge than the trained')
     parser.add_argument('--param-key', default='params_ema', help='params_ema or params')
@@ -222,7 +222,7 @@ def main() -> int:
         restore = Restorer(args.checkpoint, args.opt, param_key=args.param_key, steps=args.steps, solver=args.solver,
                            tile=args.tile, overlap=args.tile_overlap, memory=args.memory, dtype=args.dtype,
                            device=own_device(args.device), other_bridge=args.other_bridge)
-        if args.checkpoint and Path(args.checkpoint).is_dir():
+        if Path(args.checkpoint).is_dir():
             print(f'Weights: {restore.checkpoint}')
         with tqdm(total=len(jobs), desc='Restoring', bar_format=BAR) as bar, warnings.catch_warnings():
             warnings.simplefilter('always')

@@ -2,22 +2,19 @@
 import shutil
 import sys
 
+import convert_weights
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(ROOT / 'scripts'))
-import convert_weights
-
 from rdbm_plugin import Restorer
-from rdbm_plugin.archs.checkpoint import read_parameters
+from rdbm_plugin.archs.checkpoint import SHIPPED, read_parameters
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.inference.restorer import SHIPPED
 
 
 def convert(*arguments, cwd, check=True):

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, demo, environment
+from conftest import command, demo, environment
 from PIL import Image
 
 from rdbm_plugin import Restorer
@@ -22,8 +22,8 @@ def address(tmp_path_factory):
     network = Restorer(device='cpu').network
     torch.save({'params': network.state_dict()}, models / 'net_g_latest.pth')
     (models.parent / 'mine.yml').write_text('network_g: {type: RDBMUNet, variant: T}\n')
-    with demo('--max-megapixels', 0.02, '--checkpoint', ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth',
-              'experiments/mine', cwd=folder, env=environment()) as found:
+    with demo('--max-megapixels', 0.02, '--checkpoint', 'shipped', 'experiments/mine', cwd=folder,
+              env=environment()) as found:
         yield found
 
 
@@ -48,7 +48,7 @@ def test_a_photo_is_restored_with_several_weights_and_downloaded(page, tmp_path)
     page.wait_for_selector('img[src*="holiday"]')
     page.get_by_label('number input for Network evaluations').fill('1')
     page.get_by_role('button', name='Restore').click()
-    button = page.get_by_role('button', name='Download (inference weights rdbm_t)')
+    button = page.get_by_role('button', name='Download (shipped)')
     button.wait_for()
     page.get_by_role('button', name='Download (mine)').wait_for()
     with page.expect_download() as download:

@@ -13,7 +13,6 @@ import torch
 from conftest import ROOT, command
 from torch import nn
 
-sys.path.insert(0, str(ROOT / 'scripts'))
 onnxruntime = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 import example_onnx  # noqa: E402

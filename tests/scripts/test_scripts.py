@@ -5,7 +5,10 @@ import re
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, TINY, command, forced, short
+from quickstart import training
+
+from rdbm_plugin.archs.checkpoint import read_parameters
 
 FAMILY = ROOT / 'options/suites/family.yml'
 SHIPPED = ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'
@@ -24,6 +27,20 @@ def test_drawing_names_a_bad_file(tmp_path):
     process = command(ROOT / 'scripts/plot_bridge.py', 'bad.yml', cwd=tmp_path, check=False)
     assert process.returncode == 1 and "bridge: type: found 'Brige'" in process.stdout
     assert 'Traceback' not in process.stdout
+
+
+@pytest.mark.parametrize('scratch', [False, True])
+def test_quickstart_begins_with_the_shipped_weights_or_without(scratch, tmp_path):
+    still = {**TINY, **short(1), 'train:optim_g:lr': 1e-12}
+    words = training([*['--from-scratch'][:scratch], '--auto_resume', *forced(still)])
+    assert '--auto_resume' in words
+    words = [ROOT / each if each.startswith('options/') else each for each in words]
+    command('-m', 'rdbm_plugin', *words, cwd=tmp_path)
+    made, = tmp_path.glob('experiments/*/models/net_g_latest.pth')
+    begun = read_parameters(made, 'params')
+    shipped = read_parameters('shipped', 'params_ema')
+    apart = max((begun[name] - shipped[name].float()).abs().max() for name in shipped)
+    assert apart > 0.01 if scratch else apart < 1e-6
 
 
 def test_inpainting_example_keeps_what_is_known(tmp_path):
