@@ -157,6 +157,15 @@ def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
     assert models[1].stat().st_mtime_ns == before[1] and models[0].stat().st_mtime_ns != before[0]
 
 
+def test_the_shipped_weights_come_from_one_command(prepared, tmp_path):
+    (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
+    suite = ROOT / 'options/suites/shipped.yml'
+    process = command(ROOT / 'scripts/run_suite.py', suite, '--iters', 1, '--force_yml', *SMALL, cwd=tmp_path)
+    assert 'shipped_small: trained in' in process.stdout and 'shipped: trained in' in process.stdout
+    log = (tmp_path / 'comparison/logs/shipped.log').read_text()
+    assert 'Loading RDBMUNet from experiments/shipped_small/models/net_g_latest.pth' in log
+
+
 def test_the_suite_that_the_page_shows_trains_a_rival_on_pairs(prepared, tmp_path):
     text = (ROOT / 'docs/compare.md').read_text(encoding='utf-8')
     block = next(each for each in re.findall(r'```yaml\n(.*?)```', text, re.S) if each.startswith('base:'))
