@@ -234,8 +234,9 @@ def run(row: Row, args: Namespace, threads: int) -> Figures:
     scoring = [args.photos, '--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed]
     for done, target, words in ((row.folder / LATEST, 'study:train_main', training),
                                 (figures, 'study:score_main', scoring)):
-        if not done.is_file() and (in_process(target, words, log, threads) or not done.is_file()):
-            raise RuntimeError(f'{target} failed; see {log}')
+        status = 0 if done.is_file() else in_process(target, words, log, threads)
+        if status or not done.is_file():
+            raise RuntimeError(f'{target} failed with status {status}; see {log}')
     return checked(json.loads(figures.read_text(encoding='utf-8')), row, row.folder)
 
 

@@ -19,10 +19,10 @@ import example_onnx  # noqa: E402
 import export_network  # noqa: E402
 
 from rdbm_plugin import Restorer  # noqa: E402
+from rdbm_plugin.archs.checkpoint import SHIPPED  # noqa: E402
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet  # noqa: E402
 from rdbm_plugin.bridge import build_bridge  # noqa: E402
 from rdbm_plugin.config.options import OptionError  # noqa: E402
-from rdbm_plugin.inference.restorer import SHIPPED  # noqa: E402
 from rdbm_plugin.samplers import build_sampler  # noqa: E402
 
 SIZES = [(3, 64, 64), (1, 33, 130), (1, 515, 45)]
