@@ -41,7 +41,7 @@ class Restorer:
 
     Args:
         checkpoint: Weights of a training run, or the folder of its experiment: the best network in it, else the
-            newest; ``shipped``, the default: those that come with the package.
+            newest; ``shipped``, the default, or None: those that come with the package.
         opt: Option file of that run; default: the one beside the checkpoint or in the folder of its experiment, where
             BasicSR copies it.
         param_key: Weights to take from the file, ``params_ema`` or ``params``.
@@ -59,11 +59,11 @@ class Restorer:
         OptionError: Naming the argument, file or key, what was found and what is expected.
     """
 
-    def __init__(self, checkpoint: str | Path = 'shipped', opt: str | Path | None = None, *,
+    def __init__(self, checkpoint: str | Path | None = 'shipped', opt: str | Path | None = None, *,
                  param_key: str = 'params_ema', steps: int | None = None, solver: str | None = None,
                  tile: int | str = 'auto', overlap: int = OVERLAP, memory: float | None = None, device: str = 'auto',
                  dtype: str = 'float32', other_bridge: bool = False) -> None:
-        self.checkpoint = find_network(checkpoint, 'checkpoint')
+        self.checkpoint = find_network(checkpoint or 'shipped', 'checkpoint')
         self.opt_file = Path(opt) if opt else find_options(self.checkpoint)
         options = read_option_file(self.opt_file, plugins=False, needed=('network_g',))
         if opt and not other_bridge:

@@ -11,6 +11,7 @@ from foreign_damage import KINDS, damage
 from PIL import Image
 
 from rdbm_plugin import OptionError, Restorer
+from rdbm_plugin.archs.checkpoint import SHIPPED
 from rdbm_plugin.commands import restore as cli
 from rdbm_plugin.data.photo_file import read_photo
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
@@ -38,6 +39,11 @@ def test_shipped_weights_restore_photos_they_never_saw(restore, photos):
     gains = [np.mean([psnr(restore(each['lq']), each['gt']) - psnr(each['lq'], each['gt']) for each in items])
              for items in photos.values()]
     assert np.mean(gains) > 3 and min(gains) > 0
+
+
+@pytest.mark.parametrize('checkpoint', [(), (None,), ('shipped',)])
+def test_shipped_weights_are_taken_by_default_and_by_name(checkpoint):
+    assert Restorer(*checkpoint, device='cpu').checkpoint == SHIPPED
 
 
 def test_shipped_weights_leave_good_photos_almost_untouched(photos):
