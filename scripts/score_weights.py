@@ -24,6 +24,7 @@ from rdbm_plugin import Restorer  # noqa: E402
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean  # noqa: E402
 from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw  # noqa: E402
 from rdbm_plugin.data.image_source import to_float  # noqa: E402
+from rdbm_plugin.evaluation.protocols import psnr_rgb  # noqa: E402
 from rdbm_plugin.evaluation.results import aligned  # noqa: E402
 
 Picture = NDArray[np.float32]
@@ -58,8 +59,7 @@ def damaged(clean: Picture, number: int, kinds: list[str]) -> Iterator[tuple[str
 
 def psnr(image: Picture, clean: Picture) -> float:
     """In dB, of 8 bits; at most 100."""
-    error = np.square(np.rint(image * 255) - np.rint(clean * 255)).mean()
-    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
+    return min(100.0, psnr_rgb(np.rint(image * 255), np.rint(clean * 255)))
 
 
 def score(photos: CleanSource, args: Namespace) -> dict[str, dict[str, list[float]]]:
