@@ -14,8 +14,8 @@ from conftest import ROOT, command, forced, rdbm, short, two_ranks
 
 NO_PYIQA = pytest.mark.skipif(importlib.util.find_spec('pyiqa') is not None, reason='pyiqa is installed')
 FILE = 'test_rdbm_universal.yml'
-SHIPPED = {'network_g:variant': 'T', 'path:pretrain_network_g': str(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'),
-           'num_gpu': 0, 'val:sampler:steps': 2}
+SHIPPED = {'network_g:variant': 'T', 'path:pretrain_network_g': 'shipped', 'num_gpu': 0,
+           'val:sampler:steps': 2}
 SMALL = {**SHIPPED, **{f'datasets:test_{i}:gt_size': 48 for i in range(1, 6)}}
 
 

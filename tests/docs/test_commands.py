@@ -35,7 +35,7 @@ RUN = {
     'rdbm train -opt options/train_rdbm_universal_pairs.yml': (
         {}, forced({**SMALL_TRAINING, 'datasets:train:batch_size_per_gpu': 20})),
     'rdbm test': ({'path:pretrain_network_g=experiments/train_rdbm_quickstart/models/net_g_latest.pth':
-                   f'path:pretrain_network_g={ROOT}/rdbm_plugin/inference/weights/rdbm_t.pth', '1,2,5,10,20': '1,2'},
+                   'path:pretrain_network_g=shipped', '1,2,5,10,20': '1,2'},
                   forced(SMALL_TEST)),
     'rdbm doctor -opt options': ({}, []),
     'rdbm doctor -opt FILE': ({'FILE': 'options/train_rdbm_quickstart.yml'}, []),

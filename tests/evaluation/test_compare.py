@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, command, rdbm, row_file
+from conftest import command, rdbm, row_file
 
 from rdbm_plugin import OptionError
 from rdbm_plugin.evaluation.tables import DEGRADED, Scores, latex, metric_table, ranking
@@ -18,7 +18,6 @@ EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_blo
 SETS = [{'name': task, 'type': 'SyntheticUniversalDataset', 'dataroot_gt': 'embedded', 'tasks': [task], 'gt_size': 64}
         for task in ('derain', 'dehaze')]
 METRICS = {'psnr': {'type': 'psnr_rgb'}, 'ssim': {'type': 'calculate_ssim', 'crop_border': 0, 'test_y_channel': True}}
-SHIPPED = ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'
 
 
 def write_options(file, **changes):
@@ -26,7 +25,7 @@ def write_options(file, **changes):
     options = {'name': file.stem, 'model_type': 'RDBMModel', 'scale': 1, 'num_gpu': 0, 'manual_seed': 0,
                'datasets': {f'test_{i}': block for i, block in enumerate(SETS, 1)},
                'network_g': {'type': 'RDBMUNet', 'variant': 'T'},
-               'path': {'pretrain_network_g': str(SHIPPED), 'param_key_g': 'params_ema', 'strict_load_g': True},
+               'path': {'pretrain_network_g': 'shipped', 'param_key_g': 'params_ema', 'strict_load_g': True},
                'val': {'save_img': True, 'suffix': None, 'metrics': METRICS,
                        'sampler': {'type': 'BridgeSampler', 'steps': 2}}, **changes}
     if options['model_type'] == 'RDBMModel':

@@ -125,7 +125,7 @@ def test_resumed_run_ends_bit_for_bit_as_the_whole_one(whole, tmp_path, workers)
 def test_two_ranks_with_half_a_batch_each_train_as_one_with_the_whole(tmp_path):
     """Their data differ, their weights do not, with DDP as with FSDP."""
     start = tmp_path / 'start.pth'
-    torch.save(to_mmengine(read_parameters(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth', 'params_ema')), start)
+    torch.save(to_mmengine(read_parameters('shipped', 'params_ema')), start)
     runner(tiny(tmp_path, more=SGD), tmp_path / 'one', load_from=str(start)).train()
     one = from_mmengine(load(tmp_path / 'one/iter_2.pth'))['params']
     assert largest_gap(one, from_mmengine(load(start))['params']) > 1e-4

@@ -11,7 +11,6 @@ from quickstart import training
 from rdbm_plugin.archs.checkpoint import read_parameters
 
 FAMILY = ROOT / 'options/suites/family.yml'
-SHIPPED = ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth'
 
 
 def test_bridges_are_drawn(tmp_path):
@@ -44,7 +43,7 @@ def test_quickstart_begins_with_the_shipped_weights_or_without(scratch, tmp_path
 
 
 def test_inpainting_example_keeps_what_is_known(tmp_path):
-    process = command(ROOT / 'scripts/example_inpainting.py', '--checkpoint', SHIPPED, '--steps', 2, cwd=tmp_path)
+    process = command(ROOT / 'scripts/example_inpainting.py', '--checkpoint', 'shipped', '--steps', 2, cwd=tmp_path)
     lines = [line for line in process.stdout.splitlines() if 'pixels known' in line]
     assert len(lines) == 2
     found = [[float(part.split()[-1]) for part in line.split('PSNR')[1].split(',')] for line in lines]

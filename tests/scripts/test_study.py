@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT, command
 from PIL import Image
+from study import figures_in, tables
 
 SUITE = ROOT / 'options/suites/study.yml'
 
@@ -83,9 +84,7 @@ def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
     assert process.returncode == 2 and "--rows: found 'residul'" in process.stdout
 
 
-def test_tables_of_the_page_are_those_of_the_files(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
-    from study import figures_in, tables
+def test_tables_of_the_page_are_those_of_the_files():
     page = (ROOT / 'RESULTS.md').read_text(encoding='utf-8')
     files = sorted((ROOT / 'docs/results').glob('*.json'))
     assert files

@@ -157,7 +157,7 @@ def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
     assert models[1].stat().st_mtime_ns == before[1] and models[0].stat().st_mtime_ns != before[0]
 
 
-def test_the_shipped_weights_come_from_one_command(prepared, tmp_path):
+def test_the_recipe_of_the_shipped_weights_is_one_command(prepared, tmp_path):
     (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
     suite = ROOT / 'options/suites/shipped.yml'
     process = command(ROOT / 'scripts/run_suite.py', suite, '--iters', 1, '--force_yml', *SMALL, cwd=tmp_path)
