@@ -12,9 +12,8 @@ from argparse import ArgumentParser
 from environment import ROOT, prepare
 
 FILE = 'options/train_rdbm_quickstart.yml'
-FINE_TUNING = ['name=finetune_rdbm_quickstart', 'path:pretrain_network_g=shipped', 'path:param_key_g=params_ema',
-               'train:optim_g:lr=5e-4', 'train:total_iter=1000', 'train:scheduler:periods=[1000]', 'val:val_freq=1000',
-               'val:sampler:steps=2']
+FINE_TUNING = ['name=finetune_rdbm_quickstart', 'path:pretrain_network_g=shipped', 'train:optim_g:lr=5e-4',
+               'train:total_iter=1000', 'train:scheduler:periods=[1000]', 'val:val_freq=1000', 'val:sampler:steps=2']
 """Changes of the file, as for --force_yml."""
 
 
