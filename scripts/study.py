@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from score_weights import Picture, damaged, psnr
 from suites import changes_of, in_process, read_suite, rows_of
-from torch import Tensor
 from tqdm import tqdm
 
 from rdbm_plugin.archs.checkpoint import load_weights
@@ -46,9 +45,9 @@ Figures = Mapping[str, Any]
 """Of one training: what :func:`score` gives."""
 
 
-def arguments(words: Sequence[str] | None = None) -> Namespace:
+def arguments(words: Sequence[str] | None = None, purpose: str = __doc__) -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser = ArgumentParser(description=purpose.split('\n')[0])
     parser.add_argument('photos', nargs='?', type=Path, metavar='FOLDER', help='with train, val and test in it')
     parser.add_argument('--suite', type=Path, default=ROOT / 'options/suites/study.yml')
     parser.add_argument('--scale', default='cpu', help='block of scales: in that file')
@@ -161,13 +160,18 @@ def _within(samplers: Sequence[dict[str, Any]], evaluations: Sequence[int] | Non
 # ---------------------------------------------------------------------------------------------------- scoring
 
 
-def pictures(args: Namespace) -> Iterator[tuple[str, Picture, Picture]]:
-    """Kind, degraded and clean picture, (H, W, 3) float32 in [0, 1]."""
+def photos(args: Namespace) -> Iterator[tuple[int, Picture]]:
+    """Number and picture of each photo that is scored, (H, W, 3) float32 in [0, 1]."""
     scale = read_suite(args.suite)['scales'][args.scale]
-    photos = open_clean(str(args.photos / 'test'), 'test')
-    for number in np.linspace(0, len(photos) - 1, min(scale['photos'], len(photos))).round().astype(int):
-        clean = centre(to_float(photos.decode(number)), scale['size'])
-        for kind, picture in damaged(clean, int(number), list(SETS)):
+    source = open_clean(str(args.photos / 'test'), 'test')
+    for number in np.linspace(0, len(source) - 1, min(scale['photos'], len(source))).round().astype(int):
+        yield int(number), centre(to_float(source.decode(number)), scale['size'])
+
+
+def pictures(args: Namespace) -> Iterator[tuple[str, Picture, Picture]]:
+    """Kind, degraded and clean picture."""
+    for number, clean in photos(args):
+        for kind, picture in damaged(clean, number, list(SETS)):
             yield kind, picture, clean
 
 
@@ -188,35 +192,43 @@ def ways(row: Row, bridge: Any) -> Iterator[tuple[str, Any, int]]:
             yield label, build_sampler({**own, 'steps': steps}, bridge), block.get('samples', 1)
 
 
+class Trained:
+    """The network of a training that is done, on the GPU if there is one."""
+
+    def __init__(self, row: Row) -> None:
+        self.options = read_option_file(row.base, row.changes)
+        self.bridge = build_bridge(self.options['bridge'])
+        self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        self.network = build('network_g', self.options['network_g'], networks())
+        load_weights(self.network, row.folder / LATEST, 'params_ema')
+        self.network.to(self.device, memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def restore(self, picture: Picture, sampler: Any, seed: int = 0) -> Picture:
+        """The picture, (H, W, 3) in [0, 1], restored by a sampler."""
+        lq = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device)
+        made = lq + sampler(self.network, 2 * lq - 1, [seed]).residual / 2
+        return made[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
 def score(row: Row, args: Namespace) -> dict[str, Any]:
     """PSNR, and detail less that of the clean picture, of a training that is done: of each kind the mean."""
-    options = read_option_file(row.base, row.changes)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    network = build('network_g', options['network_g'], networks())
-    load_weights(network, row.folder / LATEST, 'params_ema')
-    network.to(device, memory_format=torch.channels_last).eval()
+    trained = Trained(row)
     degraded: dict[str, list[float]] = {}
     restored: dict[str, dict[str, list[list[float]]]] = {}
-    bridge = build_bridge(options['bridge'])
-
-    def restore(lq: Tensor, sampler: Any, seed: int) -> Picture:
-        made = lq + sampler(network, 2 * lq - 1, [seed]).residual / 2
-        return made[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    with torch.inference_mode():
-        for number, (kind, picture, clean) in enumerate(pictures(args)):
-            degraded.setdefault(kind, []).append(psnr(picture, clean))
-            lq = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
-            for label, sampler, samples in ways(row, bridge):
-                made = [restore(lq, sampler, 1000 * number + each) for each in range(samples)]
-                found = {label: made[0]}
-                if samples > 1:
-                    found[f'{label}, mean of {samples}'] = np.mean(made, axis=0, dtype=np.float32)
-                for name, image in found.items():
-                    values = [psnr(image, clean), detail(image) - detail(clean)]
-                    restored.setdefault(name, {}).setdefault(kind, []).append(values)
-    return {'row': row.name, 'seed': row.seed, 'iterations': options['train']['total_iter'], 'compute': row.compute,
-            'before': row.before,
-            'parameters': sum(p.numel() for p in network.parameters()), 'changes': row.recorded,
+    for number, (kind, picture, clean) in enumerate(pictures(args)):
+        degraded.setdefault(kind, []).append(psnr(picture, clean))
+        for label, sampler, samples in ways(row, trained.bridge):
+            made = [trained.restore(picture, sampler, 1000 * number + each) for each in range(samples)]
+            found = {label: made[0]}
+            if samples > 1:
+                found[f'{label}, mean of {samples}'] = np.mean(made, axis=0, dtype=np.float32)
+            for name, image in found.items():
+                values = [psnr(image, clean), detail(image) - detail(clean)]
+                restored.setdefault(name, {}).setdefault(kind, []).append(values)
+    return {'row': row.name, 'seed': row.seed, 'iterations': trained.options['train']['total_iter'],
+            'compute': row.compute, 'before': row.before,
+            'parameters': sum(p.numel() for p in trained.network.parameters()), 'changes': row.recorded,
             'degraded': {kind: round(float(np.mean(values)), 4) for kind, values in degraded.items()},
             'restored': {label: {kind: np.mean(values, axis=0).round(4).tolist() for kind, values in kinds.items()}
                          for label, kinds in restored.items()}}

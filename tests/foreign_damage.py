@@ -83,14 +83,22 @@ def shake(image, rng):
     return cv2.filter2D(image, -1, walk(rng, int(rng.integers(5, 20)), 0.25), borderType=cv2.BORDER_REFLECT)
 
 
-def dark(image, rng):
-    """Less light by 2 to 4.5 stops in linear light, counted photons, and a JPEG file."""
+def dim(image, rng):
+    """Less light by 2.5 to 4.5 stops in linear light, and counted photons."""
     light = linear(image) * 2**-rng.uniform(2.5, 4.5)
     photons = rng.uniform(2000, 12000)
-    picture = srgb(rng.poisson(light * photons) / photons)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 98))]
-    content = cv2.imencode('.jpg', np.rint(255 * picture[..., ::-1]).astype(np.uint8), quality)[1]
-    return cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1] / 255
+    return srgb(rng.poisson(light * photons) / photons)
+
+
+def jpeg(image, quality):
+    """What a JPEG file keeps."""
+    coded = cv2.imencode('.jpg', np.rint(255 * image[..., ::-1]).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(coded[1], cv2.IMREAD_COLOR)[..., ::-1] / 255
+
+
+def dark(image, rng):
+    """Less light, counted photons, and a JPEG file."""
+    return jpeg(dim(image, rng), int(rng.integers(85, 98)))
 
 
 KINDS = {'rain': rain, 'fog': fog, 'snow': snow, 'shake': shake, 'dark': dark}

@@ -1,13 +1,16 @@
 """The study: rows are trained at equal compute, scored on three sets, laid out, and not trained twice."""
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
+import study_darkness
 import yaml
 from conftest import ROOT, command
 from PIL import Image
 from study import figures_in, tables
+from study_darkness import darkened
 
 SUITE = ROOT / 'options/suites/study.yml'
 
@@ -84,11 +87,37 @@ def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
     assert process.returncode == 2 and "--rows: found 'residul'" in process.stdout
 
 
+def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
+    darkness = partial(command, ROOT / 'scripts/study_darkness.py', cwd=small.parent, check=False)
+    words = ['photos', '--suite', small, '-o', 'dark.json', '--seeds', 0]
+    process = darkness(*words)
+    assert process.returncode == 1 and 'found no training in experiments/' in process.stdout
+    study(small, '--rows', 'regression', '--seeds', 0)
+    output = darkness(*words).stdout
+    (found,) = json.loads((small.parent / 'dark.json').read_text())
+    assert found['row'] == 'regression' and len(found['restored']) == 5
+    assert f'| `regression` | {found["restored"]["own"][0]:.2f} |' in output
+    assert output.endswith(darkness('--tables', 'dark.json').stdout)
+
+
+def test_kinds_of_darkness_differ_in_what_they_say():
+    clean = np.full((64, 64, 3), 0.5, np.float32)
+    found = dict(darkened(clean, 0))
+    roughness = {kind: float(picture.std(axis=(0, 1)).mean()) for kind, picture in found.items()}
+    assert roughness['own, no noise'] < 1e-3 < roughness['own, JPEG'] < roughness['own']
+    assert roughness['foreign, JPEG'] < roughness['foreign, no JPEG']
+    assert all(picture.mean() < 0.4 for picture in found.values())
+    assert found['own'].mean() == pytest.approx(found['own, no noise'].mean(), abs=0.01)
+
+
 def test_tables_of_the_page_are_those_of_the_files():
     page = (ROOT / 'RESULTS.md').read_text(encoding='utf-8')
     files = sorted((ROOT / 'docs/results').glob('*.json'))
     assert files
     for file in files:
-        assert f'docs/results/{file.name}' in page and f'(docs/results/{file.stem}.png)' in page
-        for name, table in tables(figures_in(file)).items():
+        assert f'docs/results/{file.name}' in page
+        if file.stem.startswith('study'):
+            assert f'(docs/results/{file.stem}.png)' in page
+        laid = tables if file.stem.startswith('study') else study_darkness.tables
+        for name, table in laid(figures_in(file)).items():
             assert table in page, f'{file.name}: {name}'
