@@ -66,7 +66,8 @@ def test_shipped_weights_do_not_harm_what_another_hand_has_damaged(photos):
 @pytest.mark.parametrize('task', ['lowlight', *(pytest.param(task, marks=pytest.mark.slow)
                                                 for task in ('derain', 'dehaze'))])
 def test_tiles_cost_less_than_0_05_db(restore, photos, task):
-    tiled = Restorer(device='cpu', steps=2, tile=128)
+    # Smaller ones show too little around a pixel in thick haze: docs/restore.md has what they cost.
+    tiled = Restorer(device='cpu', steps=2, tile=192)
     for each in photos[task]:
         whole, parts = restore(each['lq']), tiled(each['lq'])
         assert abs(psnr(parts, each['gt']) - psnr(whole, each['gt'])) < 0.05
