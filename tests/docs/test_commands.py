@@ -59,6 +59,7 @@ OTHERS = {
     'rdbm test -opt options/train_rdbm_pairs.yml': ('tests/commands/test_testing.py', 'train_rdbm_pairs.yml'),
     'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
+    'python scripts/study_darkness.py': ('tests/scripts/test_study.py', "'scripts/study_darkness.py'"),
     'python scripts/study.py': ('tests/scripts/test_study.py', "'scripts/study.py', 'photos'"),
     'python scripts/run_suite.py': ('tests/scripts/test_suites.py', "'scripts/run_suite.py'"),
     'python scripts/export_network.py': ('tests/scripts/test_export.py', 'export_network'),
