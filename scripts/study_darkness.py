@@ -10,7 +10,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from foreign_damage import dim, jpeg  # isort: skip
 from rdbm_plugin.config.atomic_write import write_atomically
+from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.degradations.lowlight import LowLight
 from rdbm_plugin.evaluation.results import markdown
 from rdbm_plugin.samplers import build_sampler
@@ -67,17 +67,21 @@ def tables(figures: Sequence[Figures]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Score what is trained, write figures, print tables, and return 1 if there is nothing, else 0."""
+    """Score what is trained, write figures, print tables; return 1 if there is nothing, 2 on a wrong name, else 0."""
     args = arguments(purpose=__doc__)
     if not args.tables:
-        there = [row for row in rows(args) if (row.folder / LATEST).is_file()]
+        try:
+            there = [row for row in rows(args) if (row.folder / LATEST).is_file()]
+        except OptionError as error:
+            print(f'study_darkness: {error}', file=sys.stderr)
+            return 2
         found = [score(row, args) for row in tqdm(there, unit='training')]
         if not found:
             print('study_darkness: found no training in experiments/; run scripts/study.py first', file=sys.stderr)
             return 1
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out, json.dumps(in_order(found, args), indent=1).encode())
-    for name, table in tables(figures_in(args.tables or Path(args.out))).items():
+    for name, table in tables(figures_in(args.tables or args.out)).items():
         print(f'{name}\n\n{table}')
     return 0
 

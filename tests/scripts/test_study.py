@@ -92,6 +92,8 @@ def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
     words = ['photos', '--suite', small, '-o', 'dark.json', '--seeds', 0]
     process = darkness(*words)
     assert process.returncode == 1 and 'found no training in experiments/' in process.stdout
+    process = darkness(*words, '--rows', 'residul')
+    assert process.returncode == 2 and "study_darkness: --rows: found 'residul'" in process.stdout
     study(small, '--rows', 'regression', '--seeds', 0)
     output = darkness(*words).stdout
     (found,) = json.loads((small.parent / 'dark.json').read_text())
