@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -45,21 +45,32 @@ Figures = Mapping[str, Any]
 """Of one training: what :func:`score` gives."""
 
 
-def arguments(words: Sequence[str] | None = None, purpose: str = __doc__) -> Namespace:
-    """The command line."""
+def shared_arguments(purpose: str, out: str) -> ArgumentParser:
+    """What scripts that score trainings of a suite file are asked."""
     parser = ArgumentParser(description=purpose.split('\n')[0])
     parser.add_argument('photos', nargs='?', type=Path, metavar='FOLDER', help='with train, val and test in it')
     parser.add_argument('--suite', type=Path, default=ROOT / 'options/suites/study.yml')
     parser.add_argument('--scale', default='cpu', help='block of scales: in that file')
     parser.add_argument('--rows', nargs='+', help='only these rows or groups (default: all)')
     parser.add_argument('--seeds', nargs='+', type=int, help='instead of those of the scale')
-    parser.add_argument('--jobs', type=int, help='trainings side by side (default: one a core, or one on a GPU)')
-    parser.add_argument('-o', '--out', type=Path, default=Path('study.json'), help='file of the figures')
+    parser.add_argument('-o', '--out', type=Path, default=Path(out), help='file of the figures')
     parser.add_argument('--tables', type=Path, metavar='FILE', help='only lay out the figures of this file')
+    return parser
+
+
+def parsed(parser: ArgumentParser, words: Sequence[str] | None = None) -> Namespace:
+    """The command line; leaves with an error if it names neither photos nor a file of figures."""
     args = parser.parse_args(words)
     if not args.tables and not args.photos:
         parser.error('the folder of photos is missing')
     return args
+
+
+def arguments(words: Sequence[str] | None = None) -> Namespace:
+    """The command line."""
+    parser = shared_arguments(__doc__, 'study.json')
+    parser.add_argument('--jobs', type=int, help='trainings side by side (default: one a core, or one on a GPU)')
+    return parsed(parser, words)
 
 
 class Row(NamedTuple):
@@ -287,11 +298,17 @@ def spread(values: Sequence[float]) -> str:
     return f'{np.mean(values):.2f}' + (f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
 
 
-def tables(figures: Sequence[Figures]) -> dict[str, str]:
-    """Name -> table, in Markdown."""
+def by_row(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
+    """Name of a row -> figures of its seeds."""
     found: dict[str, list[Figures]] = {}
     for each in figures:
         found.setdefault(each['row'], []).append(each)
+    return found
+
+
+def tables(figures: Sequence[Figures]) -> dict[str, str]:
+    """Name -> table, in Markdown."""
+    found = by_row(figures)
     return {**{group: by_evaluations(found, group) for group in SETS}, 'kinds': by_kind(found),
             'detail': of_detail(found)}
 
@@ -328,18 +345,10 @@ def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
     return markdown([['row', 'sampler', 'PSNR', 'detail, dB'], *lines])
 
 
-def plot(figures: Sequence[Figures], path: Path) -> None:
-    """PSNR over evaluations of both kinds of damage; needs matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        print('no plot: pip install matplotlib')
-        return
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+def plot(figures: Sequence[Figures], plt: Any) -> Any:
+    """PSNR over evaluations of both kinds of damage."""
     canvas, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
-    for name in dict.fromkeys(run['row'] for run in figures):
-        runs = [run for run in figures if run['row'] == name]
+    for name, runs in by_row(figures).items():
         steps = [step for step in runs[0]['restored'] if step.isdigit()]
         for axis, group in zip(axes, SETS):
             values = np.array([[mean_of(run['restored'][step], group) for step in steps] for run in runs])
@@ -353,22 +362,30 @@ def plot(figures: Sequence[Figures], path: Path) -> None:
                 axis.minorticks_off()
             axis.set(xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
     canvas.legend(*axes[0].get_legend_handles_labels(), loc='outside right', fontsize=8)
-    canvas.savefig(path, dpi=110)
+    return canvas
 
 
-def lay_out(path: Path) -> None:
-    """Print the tables of a file of figures, and draw beside it."""
+def lay_out(path: Path, tables: Callable[[Sequence[Figures]], dict[str, str]],
+            plot: Callable[[Sequence[Figures], Any], Any]) -> None:
+    """Print the tables of a file of figures, and draw beside it if there is matplotlib."""
     figures = figures_in(path)
     for name, table in tables(figures).items():
         print(f'{name}\n\n{table}')
-    plot(figures, path.with_suffix('.png'))
+    try:
+        import matplotlib
+    except ImportError:
+        print('no plot: pip install matplotlib')
+        return
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    plot(figures, plt).savefig(path.with_suffix('.png'), dpi=110)
 
 
 def main() -> int:
     """Run what is missing, write figures, print tables, and return 1 if anything failed, else 0."""
     args = arguments()
     if args.tables:
-        lay_out(args.tables)
+        lay_out(args.tables, tables, plot)
         return 0
     try:
         wanted = rows(args)
@@ -394,11 +411,9 @@ def main() -> int:
                 bar.update()
         for figures in pool.map(work, wanted):
             if figures:
-                found[figures['row'], figures['seed']] = figures
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(args.out, json.dumps(in_order(found.values(), args), indent=1).encode())
-    if found:
-        lay_out(args.out)
+                keep([figures], args)
+    if figures_in(args.out):
+        lay_out(args.out, tables, plot)
     return int(bool(faults))
 
 
@@ -407,11 +422,14 @@ def figures_in(path: Path) -> list[Figures]:
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else []
 
 
-def in_order(figures: Iterable[Figures], args: Namespace) -> list[Figures]:
-    """As the suite file has the rows."""
+def keep(figures: Iterable[Figures], args: Namespace) -> None:
+    """Add to the file of figures, in place of those of the same row and seed; the suite file has the order."""
     names = list(rows_of(read_suite(args.suite)))
-    return sorted(figures, key=lambda each: (names.index(each['row']) if each['row'] in names else len(names),
-                                             each['seed']))
+    found = {(each['row'], each['seed']): each for each in [*figures_in(args.out), *figures]}
+    ordered = sorted(found.values(), key=lambda each: (
+        names.index(each['row']) if each['row'] in names else len(names), each['seed']))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out, json.dumps(ordered, indent=1).encode())
 
 
 if __name__ == '__main__':

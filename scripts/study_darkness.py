@@ -5,20 +5,17 @@
 
 One evaluation each. Beside PSNR: how much of the brightness that is missing comes back, as a share.
 """
-import json
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from score_weights import Picture, psnr
-from study import LATEST, Figures, Row, Trained, arguments, figures_in, in_order, photos, rows, spread
+from study import LATEST, Figures, Row, Trained, by_row, keep, lay_out, parsed, photos, rows, shared_arguments, spread
 from tqdm import tqdm
 
 from foreign_damage import dim, jpeg  # isort: skip
-from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.degradations.lowlight import LowLight
 from rdbm_plugin.evaluation.results import markdown
@@ -31,58 +28,67 @@ QUALITY = 91
 def darkened(clean: Picture, number: int) -> Iterator[tuple[str, Picture]]:
     """Name and picture of every kind of darkness of a photo, in 8 bits."""
     damage = LowLight.draw(np.random.default_rng([number, 1]))
-
-    def own(kind: LowLight) -> Picture:
-        return kind.apply(clean, np.random.default_rng([number, 2]))
+    own, silent = (kind.apply(clean, np.random.default_rng([number, 2]))
+                   for kind in (damage, replace(damage, shot=0.0, read=0.0)))
     foreign = dim(clean, np.random.default_rng([number, 1]))
-    silent = replace(damage, shot=0.0, read=0.0)
-    for name, picture in (('own', own(damage)), ('own, JPEG', jpeg(own(damage), QUALITY)),
-                          ('own, no noise', own(silent)),
+    for name, picture in (('own', own), ('own, JPEG', jpeg(own, QUALITY)), ('own, no noise', silent),
                           ('foreign, no JPEG', foreign), ('foreign, JPEG', jpeg(foreign, QUALITY))):
         yield name, (np.rint(255 * picture) / 255).astype(np.float32)
 
 
-def score(row: Row, args: Namespace) -> dict[str, Any]:
-    """Of each kind of darkness the mean PSNR and share of brightness."""
+def score(row: Row, pictures: Sequence[tuple[str, Picture, Picture]]) -> dict[str, Any]:
+    """Of each kind of darkness the mean PSNR and share of brightness; pictures: kind, dark and clean one."""
     trained, found = Trained(row), {}
     sampler = build_sampler({'steps': 1}, trained.bridge)
-    for number, clean in photos(args):
-        for kind, picture in darkened(clean, number):
-            made = trained.restore(picture, sampler)
-            share = (made.mean() - picture.mean()) / (clean.mean() - picture.mean())
-            found.setdefault(kind, []).append([psnr(made, clean), float(share)])
+    for kind, dark, clean in pictures:
+        made = trained.restore(dark, sampler)
+        share = (made.mean() - dark.mean()) / (clean.mean() - dark.mean())
+        found.setdefault(kind, []).append([psnr(made, clean), float(share)])
     return {'row': row.name, 'seed': row.seed, 'changes': row.recorded,
             'restored': {kind: np.mean(values, axis=0).round(4).tolist() for kind, values in found.items()}}
 
 
 def tables(figures: Sequence[Figures]) -> dict[str, str]:
     """Name -> table, in Markdown."""
-    names = dict.fromkeys(each['row'] for each in figures)
     kinds = list(figures[0]['restored'])
 
     def lines(place: int) -> list[list[str]]:
-        return [[f'`{name}`', *(spread([each['restored'][kind][place] for each in figures if each['row'] == name])
-                                for kind in kinds)] for name in names]
+        return [[f'`{name}`', *(spread([run['restored'][kind][place] for run in runs]) for kind in kinds)]
+                for name, runs in by_row(figures).items()]
     return {name: markdown([['row', *kinds], *lines(place)]) for place, name in enumerate(('PSNR', 'brightness'))}
+
+
+def plot(figures: Sequence[Figures], plt: Any) -> Any:
+    """Share of the missing brightness that comes back, as bars."""
+    canvas, axis = plt.subplots(figsize=(12, 4.5), layout='constrained')
+    kinds, found = list(figures[0]['restored']), by_row(figures)
+    width = 0.8 / len(found)
+    for place, (name, runs) in enumerate(found.items()):
+        values = np.array([[run['restored'][kind][1] for kind in kinds] for run in runs])
+        axis.bar(np.arange(len(kinds)) + (place - (len(found) - 1) / 2) * width, values.mean(0), width,
+                 yerr=values.std(0) if len(runs) > 1 else None, capsize=2, label=name)
+    axis.axhline(1, color='black', lw=0.8, ls='--')
+    axis.set_xticks(range(len(kinds)), kinds)
+    axis.set(xlabel='darkness', ylabel='share of the missing brightness')
+    canvas.legend(loc='outside right', fontsize=8)
+    return canvas
 
 
 def main() -> int:
     """Score what is trained, write figures, print tables; return 1 if there is nothing, 2 on a wrong name, else 0."""
-    args = arguments(purpose=__doc__)
+    args = parsed(shared_arguments(__doc__, 'darkness.json'))
     if not args.tables:
         try:
             there = [row for row in rows(args) if (row.folder / LATEST).is_file()]
         except OptionError as error:
             print(f'study_darkness: {error}', file=sys.stderr)
             return 2
-        found = [score(row, args) for row in tqdm(there, unit='training')]
-        if not found:
+        if not there:
             print('study_darkness: found no training in experiments/; run scripts/study.py first', file=sys.stderr)
             return 1
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out, json.dumps(in_order(found, args), indent=1).encode())
-    for name, table in tables(figures_in(args.tables or args.out)).items():
-        print(f'{name}\n\n{table}')
+        pictures = [(kind, dark, clean) for number, clean in photos(args) for kind, dark in darkened(clean, number)]
+        keep([score(row, pictures) for row in tqdm(there, unit='training')], args)
+    lay_out(args.tables or args.out, tables, plot)
     return 0
 
 

@@ -100,6 +100,7 @@ def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
     assert found['row'] == 'regression' and len(found['restored']) == 5
     assert f'| `regression` | {found["restored"]["own"][0]:.2f} |' in output
     assert output.endswith(darkness('--tables', 'dark.json').stdout)
+    assert (small.parent / 'dark.png').stat().st_size > 1000
 
 
 def test_kinds_of_darkness_differ_in_what_they_say():
@@ -117,9 +118,7 @@ def test_tables_of_the_page_are_those_of_the_files():
     files = sorted((ROOT / 'docs/results').glob('*.json'))
     assert files
     for file in files:
-        assert f'docs/results/{file.name}' in page
-        if file.stem.startswith('study'):
-            assert f'(docs/results/{file.stem}.png)' in page
-        laid = tables if file.stem.startswith('study') else study_darkness.tables
+        assert f'docs/results/{file.name}' in page and f'(docs/results/{file.stem}.png)' in page
+        laid = study_darkness.tables if file.stem.startswith('darkness') else tables
         for name, table in laid(figures_in(file)).items():
             assert table in page, f'{file.name}: {name}'
