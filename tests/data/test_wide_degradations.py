@@ -5,7 +5,7 @@ import pytest
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
-from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw
+from rdbm_plugin.data.degradations import TASKS, Intact, Ranges, degrade, draw
 from rdbm_plugin.data.degradations.blur import LinearBlur
 from rdbm_plugin.data.degradations.camera import Jpeg, SensorNoise, draw_camera
 from rdbm_plugin.data.degradations.lowlight import ToneCurve, UnevenLight
@@ -55,6 +55,17 @@ def test_shares_of_camera_and_of_second_damage_are_kept():
     for seed in range(50):
         assert not {'Jpeg', 'SensorNoise'} & set(names(seed, camera=0, second=0))
         assert {'Jpeg', 'SensorNoise'} & set(names(seed, camera=1))
+
+
+def test_narrow_samples_have_a_camera_only_when_asked_and_stay_the_same_beneath_it():
+    drawn = 0
+    for seed in range(300):
+        old, with_camera = (draw('derain', np.random.default_rng(seed), Ranges(**options))
+                            for options in ({}, {'camera': 0.3}))
+        assert with_camera[0] == old[0] and len(old) == 1
+        drawn += len(with_camera) > 1
+        assert draw('intact', np.random.default_rng(seed), Ranges(camera=1.0)) == [Intact()]
+    assert drawn == pytest.approx(0.3 * 300, abs=30)
 
 
 def test_intact_photos_stay_intact(photo):

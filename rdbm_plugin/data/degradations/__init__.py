@@ -55,12 +55,16 @@ def draw(task: str, rng: Generator, ranges: Ranges = NARROW) -> list[Any]:
         OptionError: ``task`` names an unknown degradation.
     """
     names = [check_choice('tasks', name, DEGRADATIONS) for name in task.split('+')]
-    if ranges.ranges == 'narrow' or names == ['intact'] or (ranges.ranges == 'mixed' and rng.random() < 0.5):
+    narrow = ranges.ranges == 'narrow'
+    if names == ['intact'] or (ranges.ranges == 'mixed' and rng.random() < 0.5) or (narrow and not ranges.camera):
         return [DEGRADATIONS[name].draw(rng) for name in names]
-    if rng.random() < ranges.second:
-        names.append(str(rng.choice([name for name in WIDE if name not in names] or ['intact'])))
-    strength = Strength(rng.uniform(*ranges.strength), rng)
-    parts = [part for name in names for part in (WIDE[name](strength) if name in WIDE else [Intact()])]
+    if narrow:
+        parts = [DEGRADATIONS[name].draw(rng) for name in names]
+    else:
+        if rng.random() < ranges.second:
+            names.append(str(rng.choice([name for name in WIDE if name not in names] or ['intact'])))
+        strength = Strength(rng.uniform(*ranges.strength), rng)
+        parts = [part for name in names for part in (WIDE[name](strength) if name in WIDE else [Intact()])]
     return parts + draw_camera(rng) if rng.random() < ranges.camera else parts
 
 

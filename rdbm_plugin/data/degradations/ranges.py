@@ -16,7 +16,8 @@ class Ranges:
         ranges: ``narrow``: what versions up to 0.1 drew, for old figures; ``wide``: what photos of strangers show;
             ``mixed``: either, half of the samples each.
         strength: Lowest and highest strength of wide damage, 0 (hardly visible) to 1 (heavy); drawn uniformly.
-        camera: Share of wide samples with sensor noise or JPEG after the damage, as a camera adds them.
+        camera: Share of samples with sensor noise or JPEG after the damage, as a camera adds them; of the wide ones
+            if there are any. Default: 0.4, or none of narrow ranges.
         second: Share of wide samples with another of the five tasks on top.
 
     Raises:
@@ -25,7 +26,7 @@ class Ranges:
 
     ranges: str = 'narrow'
     strength: Sequence[float] = (0.0, 1.0)
-    camera: float = 0.4
+    camera: float | None = None
     second: float = 0.1
 
     def __post_init__(self) -> None:
@@ -34,6 +35,8 @@ class Ranges:
             raise OptionError(f'strength: found {self.strength!r}; expected [lowest, highest], each from 0 to 1.')
         lowest = check_number('strength', self.strength[0], 0, 1)
         self.strength = lowest, check_number('strength', self.strength[1], lowest, 1)
+        if self.camera is None:
+            self.camera = 0.0 if self.ranges == 'narrow' else 0.4
         self.camera = check_number('camera', self.camera, 0, 1)
         self.second = check_number('second', self.second, 0, 1)
 
