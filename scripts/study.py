@@ -3,7 +3,7 @@
     python scripts/study.py datasets/bsds500                              # options/suites/study.yml, on two CPU cores
     python scripts/study.py datasets/bsds500 --scale gpu -o docs/results/study_gpu.json
     python scripts/study.py datasets/bsds500 --rows regression residual_passes --seeds 0
-    python scripts/study.py --tables docs/results/study.json              # tables and plot of figures that are there
+    python scripts/study.py --tables docs/results/study.json              # tables and plots of figures that are there
 
 The folder holds train, val and test. Trainings lie in experiments/ and are gone on with where they were broken off. On
 CPUs one runs on each core. Figures are added to the file after -o as soon as they are there, with seed, iterations and
@@ -13,15 +13,16 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from score_weights import Picture, damaged, psnr
+from study_layout import SETS, Figures, figures_in, lay_out, plots, tables
 from suites import changes_of, in_process, read_suite, rows_of
 from tqdm import tqdm
 
@@ -34,15 +35,11 @@ from rdbm_plugin.config.options import OptionError, build, check_choice
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.data.packing import centre
-from rdbm_plugin.evaluation.results import markdown
 from rdbm_plugin.losses.draws import most_in
 from rdbm_plugin.samplers import build_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 LATEST = Path('models/net_g_latest.pth')
-SETS = ('own', 'foreign', 'intact')
-Figures = Mapping[str, Any]
-"""Of one training: what :func:`score` gives."""
 
 
 def shared_arguments(purpose: str, out: str) -> ArgumentParser:
@@ -58,19 +55,24 @@ def shared_arguments(purpose: str, out: str) -> ArgumentParser:
     return parser
 
 
-def parsed(parser: ArgumentParser, words: Sequence[str] | None = None) -> Namespace:
-    """The command line; leaves with an error if it names neither photos nor a file of figures."""
-    args = parser.parse_args(words)
-    if not args.tables and not args.photos:
+def parsed(parser: ArgumentParser) -> tuple[Namespace, list['Row']]:
+    """The command line, and the trainings that it means, unless figures are only laid out; leaves on a wrong one."""
+    args = parser.parse_args()
+    if args.tables:
+        return args, []
+    if not args.photos:
         parser.error('the folder of photos is missing')
-    return args
+    try:
+        return args, rows(args)
+    except OptionError as error:
+        parser.error(str(error))
 
 
-def arguments(words: Sequence[str] | None = None) -> Namespace:
-    """The command line."""
+def arguments() -> tuple[Namespace, list['Row']]:
+    """The command line, and the trainings that it means."""
     parser = shared_arguments(__doc__, 'study.json')
     parser.add_argument('--jobs', type=int, help='trainings side by side (default: one a core, or one on a GPU)')
-    return parsed(parser, words)
+    return parsed(parser)
 
 
 class Row(NamedTuple):
@@ -279,119 +281,19 @@ def train_main() -> int:
 
 def score_main() -> int:
     """The process that scores one training."""
-    args = arguments(sys.argv[1:])
-    for row in rows(args):
+    args, wanted = arguments()
+    for row in wanted:
         write_atomically(row.folder / 'study.json', json.dumps(score(row, args), indent=1).encode())
     return 0
 
 
-# ---------------------------------------------------------------------------------------------------- laying out
-
-
-def mean_of(kinds: Mapping[str, Any], group: str, place: int = 0) -> float:
-    """Mean over the kinds of a set: PSNR, or detail at place 1."""
-    return float(np.mean([value[place] for kind, value in kinds.items() if kind.split()[0] == group]))
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and standard deviation over the seeds if there are several."""
-    return f'{np.mean(values):.2f}' + (f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
-
-
-def by_row(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
-    """Name of a row -> figures of its seeds."""
-    found: dict[str, list[Figures]] = {}
-    for each in figures:
-        found.setdefault(each['row'], []).append(each)
-    return found
-
-
-def tables(figures: Sequence[Figures]) -> dict[str, str]:
-    """Name -> table, in Markdown."""
-    found = by_row(figures)
-    return {**{group: by_evaluations(found, group) for group in SETS}, 'kinds': by_kind(found),
-            'detail': of_detail(found)}
-
-
-def by_evaluations(found: Mapping[str, Sequence[Figures]], group: str) -> str:
-    """PSNR of a set by row and evaluations; compute is that of the training, in that of the first row."""
-    spent = {name: each[0]['iterations'] * each[0]['compute'] + each[0].get('before', 0)
-             for name, each in found.items()}
-    unit = next(iter(spent.values()))
-    steps = sorted({label for each in found.values() for label in each[0]['restored'] if label.isdigit()}, key=int)
-    lines = [[f'`{name}`', str(len(each)), f'{each[0]["iterations"]:,}', f'{spent[name] / unit:.2f}',
-              *(spread([mean_of(run['restored'][step], group) for run in each]) if step in each[0]['restored'] else ''
-                for step in steps)] for name, each in found.items()]
-    return markdown([['row', 'seeds', 'iterations', 'compute', *steps], *lines])
-
-
-def by_kind(found: Mapping[str, Sequence[Figures]]) -> str:
-    """PSNR of every kind of damage, with one and with ten evaluations."""
-    degraded = next(iter(found.values()))[0]['degraded']
-    kinds = [kind for kind in degraded if kind != 'intact']
-    lines = [['degraded', '', *(f'{degraded[kind]:.2f}' for kind in kinds)]]
-    for name, each in found.items():
-        lines += [[f'`{name}`', step, *(spread([run['restored'][step][kind][0] for run in each]) for kind in kinds)]
-                  for step in ('1', '10') if step in each[0]['restored']]
-    return markdown([['row', 'evaluations', *kinds], *lines])
-
-
-def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
-    """PSNR and detail on foreign damage with one and ten evaluations, and with noise."""
-    lines = [[f'`{name}`', label, *(spread([mean_of(run['restored'][label], 'foreign', place) for run in each])
-                                    for place in (0, 1))]
-             for name, each in found.items() for label in each[0]['restored']
-             if label in ('1', '10') or not label.isdigit()]
-    return markdown([['row', 'sampler', 'PSNR', 'detail, dB'], *lines])
-
-
-def plot(figures: Sequence[Figures], plt: Any) -> Any:
-    """PSNR over evaluations of both kinds of damage."""
-    canvas, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
-    for name, runs in by_row(figures).items():
-        steps = [step for step in runs[0]['restored'] if step.isdigit()]
-        for axis, group in zip(axes, SETS):
-            values = np.array([[mean_of(run['restored'][step], group) for step in steps] for run in runs])
-            axis.set_xscale('log')
-            line = axis.errorbar(list(map(int, steps)), values.mean(0), values.std(0), label=name, marker='o', ms=4,
-                                 capsize=2)
-            if len(steps) == 1:
-                axis.axhline(values.mean(), color=line[0].get_color(), lw=0.8, ls='--')
-            else:
-                axis.set_xticks(list(map(int, steps)), steps)
-                axis.minorticks_off()
-            axis.set(xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
-    canvas.legend(*axes[0].get_legend_handles_labels(), loc='outside right', fontsize=8)
-    return canvas
-
-
-def lay_out(path: Path, tables: Callable[[Sequence[Figures]], dict[str, str]],
-            plot: Callable[[Sequence[Figures], Any], Any]) -> None:
-    """Print the tables of a file of figures, and draw beside it if there is matplotlib."""
-    figures = figures_in(path)
-    for name, table in tables(figures).items():
-        print(f'{name}\n\n{table}')
-    try:
-        import matplotlib
-    except ImportError:
-        print('no plot: pip install matplotlib')
-        return
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    plot(figures, plt).savefig(path.with_suffix('.png'), dpi=110)
-
-
 def main() -> int:
-    """Run what is missing, write figures, print tables, and return 1 if anything failed, else 0."""
-    args = arguments()
+    """Run what is missing, write figures, lay them out, and return 1 if anything failed, else 0."""
+    args, wanted = arguments()
+    laid = partial(tables, suite=args.suite), partial(plots, suite=args.suite)
     if args.tables:
-        lay_out(args.tables, tables, plot)
+        lay_out(args.tables, *laid)
         return 0
-    try:
-        wanted = rows(args)
-    except OptionError as error:
-        print(f'study: {error}', file=sys.stderr)
-        return 2
     gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     jobs = args.jobs or (1 if gpu else cores)
@@ -413,13 +315,8 @@ def main() -> int:
             if figures:
                 keep([figures], args)
     if figures_in(args.out):
-        lay_out(args.out, tables, plot)
+        lay_out(args.out, *laid)
     return int(bool(faults))
-
-
-def figures_in(path: Path) -> list[Figures]:
-    """What a file of figures has; nothing if there is none."""
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else []
 
 
 def keep(figures: Iterable[Figures], args: Namespace) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from score_weights import Picture, psnr
-from study import LATEST, Figures, Row, Trained, by_row, keep, lay_out, parsed, photos, rows, shared_arguments, spread
+from study import LATEST, Row, Trained, keep, parsed, photos, shared_arguments
+from study_layout import Figures, by_row, lay_out, spread
 from tqdm import tqdm
 
 from foreign_damage import dim, jpeg  # isort: skip
-from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.degradations.lowlight import LowLight
 from rdbm_plugin.evaluation.results import markdown
 from rdbm_plugin.samplers import build_sampler
@@ -58,37 +58,33 @@ def tables(figures: Sequence[Figures]) -> dict[str, str]:
     return {name: markdown([['row', *kinds], *lines(place)]) for place, name in enumerate(('PSNR', 'brightness'))}
 
 
-def plot(figures: Sequence[Figures], plt: Any) -> Any:
-    """Share of the missing brightness that comes back, as bars."""
-    canvas, axis = plt.subplots(figsize=(12, 4.5), layout='constrained')
-    kinds, found = list(figures[0]['restored']), by_row(figures)
-    width = 0.8 / len(found)
-    for place, (name, runs) in enumerate(found.items()):
-        values = np.array([[run['restored'][kind][1] for kind in kinds] for run in runs])
-        axis.bar(np.arange(len(kinds)) + (place - (len(found) - 1) / 2) * width, values.mean(0), width,
-                 yerr=values.std(0) if len(runs) > 1 else None, capsize=2, label=name)
-    axis.axhline(1, color='black', lw=0.8, ls='--')
-    axis.set_xticks(range(len(kinds)), kinds)
-    axis.set(xlabel='darkness', ylabel='share of the missing brightness')
-    canvas.legend(loc='outside right', fontsize=8)
-    return canvas
+def plots(figures: Sequence[Figures], plt: Any) -> dict[str, Any]:
+    """Share of the missing brightness that comes back: rows downwards, a colour for each kind of darkness."""
+    found = by_row(figures)
+    canvas, axis = plt.subplots(figsize=(12, 1.5 + 0.25 * len(found)), layout='constrained')
+    for kind in figures[0]['restored']:
+        values = [[run['restored'][kind][1] for run in runs] for runs in found.values()]
+        axis.errorbar([np.mean(each) for each in values], list(found), xerr=[np.std(each) for each in values], fmt='o',
+                      ms=6, capsize=2, alpha=0.8, label=kind)
+    axis.axvline(1, color='black', lw=0.8, ls='--')
+    axis.invert_yaxis()
+    axis.grid(axis='y', lw=0.3)
+    axis.set(xlabel='share of the missing brightness')
+    canvas.legend(loc='outside right', fontsize=8, title='darkness')
+    return {'brightness': canvas}
 
 
 def main() -> int:
-    """Score what is trained, write figures, print tables; return 1 if there is nothing, 2 on a wrong name, else 0."""
-    args = parsed(shared_arguments(__doc__, 'darkness.json'))
+    """Score what is trained, write figures, lay them out; return 1 if there is nothing, else 0."""
+    args, wanted = parsed(shared_arguments(__doc__, 'darkness.json'))
     if not args.tables:
-        try:
-            there = [row for row in rows(args) if (row.folder / LATEST).is_file()]
-        except OptionError as error:
-            print(f'study_darkness: {error}', file=sys.stderr)
-            return 2
+        there = [row for row in wanted if (row.folder / LATEST).is_file()]
         if not there:
             print('study_darkness: found no training in experiments/; run scripts/study.py first', file=sys.stderr)
             return 1
         pictures = [(kind, dark, clean) for number, clean in photos(args) for kind, dark in darkened(clean, number)]
         keep([score(row, pictures) for row in tqdm(there, unit='training')], args)
-    lay_out(args.tables or args.out, tables, plot)
+    lay_out(args.tables or args.out, tables, plots)
     return 0
 
 

@@ -9,8 +9,8 @@ import study_darkness
 import yaml
 from conftest import ROOT, command
 from PIL import Image
-from study import figures_in, tables
 from study_darkness import darkened
+from study_layout import figures_in, page, tables
 
 SUITE = ROOT / 'options/suites/study.yml'
 
@@ -45,7 +45,7 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     assert [each['iterations'] for each in found.values()] == [4, 4, 4, 2, 4]
     late = found['residual_late']
     assert late['before'] + 2 * late['compute'] == pytest.approx(4 * found['residual_passes']['compute'])
-    assert '| `residual_late` | 1 | 2 | 2.00 |' in output
+    assert output.count('| `residual_late` | 1 | 2 | 2.00 |') == 4   # of its claim, and of the three sets
     for each in found.values():
         assert len(each['degraded']) == len(each['restored']['1']) == 11 and each['degraded']['intact'] == 100
     assert set(found['one']['restored']) == {'1', '2', '3', '5', '10', *(
@@ -59,9 +59,11 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     times = [model.stat().st_mtime_ns for model in models]
     again = study(small, *rows).stdout
     assert len(models) == 5 and [model.stat().st_mtime_ns for model in models] == times
-    assert again[again.index('own\n'):] == output[output.index('own\n'):]
+    assert again[again.index('## '):] == output[output.index('## '):]
     laid = command(ROOT / 'scripts/study.py', '--tables', 'study.json', cwd=small.parent).stdout
-    assert laid.strip() in output and (small.parent / 'study.png').stat().st_size > 1000
+    assert laid.strip() in output and (small.parent / 'study.md').read_text() == laid
+    assert {path.stem for path in small.parent.glob('*.png')} == {
+        f'study_{claim}' for claim in ('noise', 'one_step', 'recipe', 'networks', 'samples')}
 
 
 def test_changed_rows_are_not_passed_off_as_the_old_ones_and_other_rows_are_kept(small):
@@ -93,14 +95,14 @@ def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
     process = darkness(*words)
     assert process.returncode == 1 and 'found no training in experiments/' in process.stdout
     process = darkness(*words, '--rows', 'residul')
-    assert process.returncode == 2 and "study_darkness: --rows: found 'residul'" in process.stdout
+    assert process.returncode == 2 and "study_darkness.py: error: --rows: found 'residul'" in process.stdout
     study(small, '--rows', 'regression', '--seeds', 0)
     output = darkness(*words).stdout
     (found,) = json.loads((small.parent / 'dark.json').read_text())
     assert found['row'] == 'regression' and len(found['restored']) == 5
     assert f'| `regression` | {found["restored"]["own"][0]:.2f} |' in output
     assert output.endswith(darkness('--tables', 'dark.json').stdout)
-    assert (small.parent / 'dark.png').stat().st_size > 1000
+    assert (small.parent / 'dark_brightness.png').stat().st_size > 1000
 
 
 def test_kinds_of_darkness_differ_in_what_they_say():
@@ -114,11 +116,16 @@ def test_kinds_of_darkness_differ_in_what_they_say():
 
 
 def test_tables_of_the_page_are_those_of_the_files():
-    page = (ROOT / 'RESULTS.md').read_text(encoding='utf-8')
-    files = sorted((ROOT / 'docs/results').glob('*.json'))
-    assert files
-    for file in files:
-        assert f'docs/results/{file.name}' in page and f'(docs/results/{file.stem}.png)' in page
-        laid = study_darkness.tables if file.stem.startswith('darkness') else tables
-        for name, table in laid(figures_in(file)).items():
-            assert table in page, f'{file.name}: {name}'
+    text = (ROOT / 'RESULTS.md').read_text(encoding='utf-8')
+    files = {'study_cpu': partial(tables, suite=SUITE), 'darkness_cpu': study_darkness.tables}
+    folder = ROOT / 'docs/results'
+    assert {path.stem for path in folder.glob('*.json')} == set(files)
+    for name, laid in files.items():
+        found = laid(figures_in(folder / f'{name}.json'))
+        assert (folder / f'{name}.md').read_text(encoding='utf-8') == page(found)
+        assert f'docs/results/{name}.json' in text and f'(docs/results/{name}.md)' in text
+        for title, table in found.items():
+            if title.startswith('claim ') or title == 'PSNR':
+                assert table in text, f'{name}: {title}'
+        plots = sorted(folder.glob(f'{name}_*.png'))
+        assert plots and all(f'(docs/results/{plot.name})' in text for plot in plots)
