@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from score_weights import Picture, psnr
 from study import LATEST, Row, Trained, keep, parsed, photos, shared_arguments
-from study_layout import Figures, by_row, lay_out, spread
+from study_layout import Figures, by_row, deviation, lay_out, spread
 from tqdm import tqdm
 
 from foreign_damage import dim, jpeg  # isort: skip
@@ -64,8 +64,8 @@ def plots(figures: Sequence[Figures], plt: Any) -> dict[str, Any]:
     canvas, axis = plt.subplots(figsize=(12, 1.5 + 0.25 * len(found)), layout='constrained')
     for kind in figures[0]['restored']:
         values = [[run['restored'][kind][1] for run in runs] for runs in found.values()]
-        axis.errorbar([np.mean(each) for each in values], list(found), xerr=[np.std(each) for each in values], fmt='o',
-                      ms=6, capsize=2, alpha=0.8, label=kind)
+        axis.errorbar([np.mean(each) for each in values], list(found), xerr=[deviation(each) for each in values],
+                      fmt='o', ms=6, capsize=2, alpha=0.8, label=kind)
     axis.axvline(1, color='black', lw=0.8, ls='--')
     axis.invert_yaxis()
     axis.grid(axis='y', lw=0.3)

@@ -26,9 +26,14 @@ def mean_of(kinds: Mapping[str, Any], group: str, place: int = 0) -> float:
     return float(np.mean([value[place] for kind, value in kinds.items() if kind.split()[0] == group]))
 
 
+def deviation(values: Any) -> Any:
+    """Standard deviation over the seeds, the first axis; 0 if there is one."""
+    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean, and standard deviation over the seeds if there are several."""
-    return f'{np.mean(values):.2f}' + (f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
+    return f'{np.mean(values):.2f}' + (f' ± {deviation(values):.2f}' if len(values) > 1 else '')
 
 
 def by_row(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
@@ -103,7 +108,7 @@ def over_evaluations(found: Mapping[str, Sequence[Figures]], plt: Any) -> Any:
         for axis, group in zip(axes, SETS):
             values = np.array([[mean_of(run['restored'][step], group) for step in steps] for run in runs])
             axis.set_xscale('log')
-            line = axis.errorbar(list(map(int, steps)), values.mean(0), values.std(0), label=name, marker='o', ms=4,
+            line = axis.errorbar(list(map(int, steps)), values.mean(0), deviation(values), label=name, marker='o', ms=4,
                                  capsize=2)
             if len(steps) == 1:
                 axis.axhline(values.mean(), color=line[0].get_color(), lw=0.8, ls='--')
