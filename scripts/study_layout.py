@@ -49,17 +49,20 @@ def tables(figures: Sequence[Figures], suite: Path) -> dict[str, str]:
     found, unit = by_row(figures), spent(figures[0])
     few = [(group, step) for group in SETS[:2] for step in ('1', '2', '10')] + [(SETS[2], '1')]
     every = sorted({label for each in figures for label in each['restored'] if label.isdigit()}, key=int)
-    of_claims = {f'claim {name}': of_detail(rows) if claim.get('table') == 'detail' else of_psnr(rows, few, unit)
-                 for name, claim, rows in claims(found, suite)}
+    of_claims = {f'claim {name}': of_detail(rows) if detail else of_psnr(rows, few, unit)
+                 for name, detail, rows in claims(found, suite)}
     return {**of_claims, **{group: of_psnr(found, [(group, step) for step in every], unit) for group in SETS},
             'kinds': by_kind(found), 'detail': of_detail(found)}
 
 
-def claims(found: Mapping[str, Sequence[Figures]], suite: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Name and block of the claims of a suite file that there are figures for, and these by row; default: all rows."""
+def claims(found: Mapping[str, Sequence[Figures]], suite: Path) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """Claims of a suite file that there are figures for: name, whether it is about detail, and the figures by row.
+
+    A file without claims is one about PSNR, of all rows.
+    """
     for name, claim in read_suite(suite).get('claims', {'all': {'rows': list(found)}}).items():
         if rows := {row: found[row] for row in claim['rows'] if row in found}:
-            yield name, claim, rows
+            yield name, claim.get('table') == 'detail', rows
 
 
 def spent(run: Figures) -> float:
@@ -96,8 +99,8 @@ def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
 
 def plots(figures: Sequence[Figures], plt: Any, suite: Path) -> dict[str, Any]:
     """Name -> plot of a claim: PSNR on both kinds of damage over evaluations, detail over PSNR if it is about that."""
-    return {name: (of_sharpness if claim.get('table') == 'detail' else over_evaluations)(rows, plt)
-            for name, claim, rows in claims(by_row(figures), suite)}
+    return {name: (of_sharpness if detail else over_evaluations)(rows, plt)
+            for name, detail, rows in claims(by_row(figures), suite)}
 
 
 def over_evaluations(found: Mapping[str, Sequence[Figures]], plt: Any) -> Any:

@@ -62,8 +62,9 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     assert again[again.index('## '):] == output[output.index('## '):]
     laid = command(ROOT / 'scripts/study.py', '--tables', 'study.json', cwd=small.parent).stdout
     assert laid.strip() in output and (small.parent / 'study.md').read_text() == laid
-    assert {path.stem for path in small.parent.glob('*.png')} == {
-        f'study_{claim}' for claim in ('noise', 'one_step', 'recipe', 'networks', 'samples')}
+    plots = {path.stem: path.stat().st_size for path in small.parent.glob('*.png')}
+    assert set(plots) == {f'study_{claim}' for claim in ('noise', 'one_step', 'recipe', 'networks', 'samples')}
+    assert min(plots.values()) > 1000
 
 
 def test_changed_rows_are_not_passed_off_as_the_old_ones_and_other_rows_are_kept(small):
@@ -127,5 +128,6 @@ def test_tables_of_the_page_are_those_of_the_files():
         for title, table in found.items():
             if title.startswith('claim ') or title == 'PSNR':
                 assert table in text, f'{name}: {title}'
-        plots = sorted(folder.glob(f'{name}_*.png'))
-        assert plots and all(f'(docs/results/{plot.name})' in text for plot in plots)
+        claims = [title.removeprefix('claim ') for title in found if title.startswith('claim ')] or ['brightness']
+        assert {plot.name for plot in folder.glob(f'{name}*.png')} == {f'{name}_{claim}.png' for claim in claims}
+        assert all(f'(docs/results/{name}_{claim}.png)' in text for claim in claims)

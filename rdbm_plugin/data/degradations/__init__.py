@@ -55,11 +55,12 @@ def draw(task: str, rng: Generator, ranges: Ranges = NARROW) -> list[Any]:
         OptionError: ``task`` names an unknown degradation.
     """
     names = [check_choice('tasks', name, DEGRADATIONS) for name in task.split('+')]
-    narrow = ranges.ranges == 'narrow'
-    if names == ['intact'] or (ranges.ranges == 'mixed' and rng.random() < 0.5) or (narrow and not ranges.camera):
-        return [DEGRADATIONS[name].draw(rng) for name in names]
-    if narrow:
+    if names == ['intact'] or (ranges.ranges == 'mixed' and rng.random() < 0.5):
+        ranges = NARROW
+    if ranges.ranges == 'narrow':
         parts = [DEGRADATIONS[name].draw(rng) for name in names]
+        if not ranges.camera:
+            return parts
     else:
         if rng.random() < ranges.second:
             names.append(str(rng.choice([name for name in WIDE if name not in names] or ['intact'])))
