@@ -1,6 +1,6 @@
 """Tables and plots of the figures of scripts/study.py and scripts/study_darkness.py."""
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,16 @@ def tables(figures: Sequence[Figures], suite: Path) -> dict[str, str]:
     """Name -> table, in Markdown: one for each claim of the suite file, then those of all rows."""
     found, unit = by_row(figures), spent(figures[0])
     few = [(group, step) for group in SETS[:2] for step in ('1', '2', '10')] + [(SETS[2], '1')]
-    every = sorted({label for each in figures for label in each['restored'] if label.isdigit()}, key=int)
+    every = counts(figures)
     of_claims = {f'claim {name}': of_detail(rows) if detail else of_psnr(rows, few, unit)
                  for name, detail, rows in claims(found, suite)}
     return {**of_claims, **{group: of_psnr(found, [(group, step) for step in every], unit) for group in SETS},
             'kinds': by_kind(found), 'detail': of_detail(found)}
+
+
+def counts(figures: Iterable[Figures]) -> list[str]:
+    """Numbers of evaluations that figures have, ascending."""
+    return sorted({label for each in figures for label in each['restored'] if label.isdigit()}, key=int)
 
 
 def claims(found: Mapping[str, Sequence[Figures]], suite: Path) -> Iterator[tuple[str, bool, dict[str, Any]]]:
@@ -107,18 +112,18 @@ def over_evaluations(found: Mapping[str, Sequence[Figures]], plt: Any) -> Any:
     """PSNR over evaluations of both kinds of damage; one evaluation as a line across."""
     canvas, axes = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
     for name, runs in found.items():
-        steps = [step for step in runs[0]['restored'] if step.isdigit()]
+        steps = counts(runs)
         for axis, group in zip(axes, SETS):
             values = np.array([[mean_of(run['restored'][step], group) for step in steps] for run in runs])
-            axis.set_xscale('log')
             line = axis.errorbar(list(map(int, steps)), values.mean(0), deviation(values), label=name, marker='o', ms=4,
                                  capsize=2)
             if len(steps) == 1:
                 axis.axhline(values.mean(), color=line[0].get_color(), lw=0.8, ls='--')
-            else:
-                axis.set_xticks(list(map(int, steps)), steps)
-                axis.minorticks_off()
-            axis.set(xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
+    every = counts(run for runs in found.values() for run in runs)
+    for axis, group in zip(axes, SETS):
+        axis.set(xscale='log', xlabel='network evaluations', ylabel='PSNR, dB', title=f'{group} damage')
+        axis.set_xticks(list(map(int, every)), every)
+        axis.minorticks_off()
     canvas.legend(*axes[0].get_legend_handles_labels(), loc='outside right', fontsize=8)
     return canvas
 
