@@ -26,20 +26,12 @@ from rdbm_plugin.inference.tiling import SMALLEST
 from rdbm_plugin.inference.training_options import check_trained_bridge
 from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.models.capture import CAPTURES
+from rdbm_plugin.models.optimizers import optimizer_class, try_optimizer
 from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
 
 OBJECTIVE_KEYS = ('node_t_share', 'own_start_share', 'passes', 'pass_nodes')
 """Keys of ``train:`` that :class:`Objective` takes, in its order."""
-
-
-def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
-    """The torch.optim class named by ``train: optim_g: type``; checks the other keys of the block too."""
-    optimizers = {name: cls for name, cls in vars(torch.optim).items()
-                  if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name != 'Optimizer'}
-    cls = optimizers[check_choice('train: optim_g: type', optim_opt.get('type'), optimizers)]
-    check_keys('train: optim_g', {'params': (), **{k: v for k, v in optim_opt.items() if k != 'type'}}, cls)
-    return cls
 
 
 def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> TrainingSettings:
@@ -64,7 +56,7 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
     clip = math.inf if clip is None else check_number('train: grad_clip', clip, above=0)
     capture = check_choice('train: capture', train_opt.get('capture') or 'auto', CAPTURES)
     return TrainingSettings(amp, clip, train_opt.get('micro_batches') or 1, train_opt.get('nonfinite_limit') or 10,
-                            capture)
+                            capture, bool(train_opt.get('compile')))
 
 
 SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
@@ -82,6 +74,7 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
             raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
                               '!!float 1e-4.')
         _check_optimizer_number(f'train: optim_g: {key}', key, value)
+    try_optimizer(train['optim_g'])
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
     cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
     check_keys(where, {'optimizer': None, **scheduler}, cls)
