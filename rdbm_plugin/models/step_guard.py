@@ -55,7 +55,7 @@ class StepGuard:
         raise NonFiniteLoss(
             f'{self.in_a_row} steps in a row were not finite (train: nonfinite_limit), the last one at iteration '
             f'{iteration}: {_values(losses, norm)}. Its batch and weights are in {dump}; see where they arise: python '
-            f'scripts/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
+            f'scripts/upkeep/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
 
     def _where(self, names: Sequence[str], tasks: Sequence[str]) -> str:
         found = self.ranks.gather(_described(tasks, names))
