@@ -108,6 +108,19 @@ def _check_optimizer_number(where: str, key: str, value: Any) -> None:
                 raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
 
 
+def check_compiler(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if ``train: compile`` is asked for where torch.compile does not work; takes seconds."""
+    if not (opt.get('is_train') and opt['train'].get('compile')):
+        return
+    device = 'cpu' if opt.get('num_gpu') == 0 or not torch.cuda.is_available() else 'cuda'
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        raise OptionError(f'train: compile: torch.compile does not work here: {str(error).strip().splitlines()[0]} It '
+                          'needs a C++ compiler (on Debian and Ubuntu: sudo apt install g++) and, on a GPU, triton; '
+                          'or write compile: false.') from None
+
+
 def check_devices(opt: Mapping[str, Any]) -> None:
     """Raise OptionError if more GPUs are asked for than there are."""
     wanted, there = opt.get('num_gpu'), torch.cuda.device_count()
@@ -180,7 +193,8 @@ def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
     first = (check_unknown,) if strict else ()
-    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics):
+    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics,
+                  check_compiler):
         check(opt)
 
 
