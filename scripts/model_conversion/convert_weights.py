@@ -49,22 +49,23 @@ def main() -> None:
     parameters = read_parameters(args.source, args.param_key)
     if args.half:
         parameters = {name: value.half() if value.is_floating_point() else value for name, value in parameters.items()}
-    try:
-        whole = with_options(parameters, options_of(find_network(args.source), args.opt))
-    except OptionError:
-        if args.opt:
-            raise
-        whole = None
+    whole, lacking = parameters, ''
+    if args.layout == 'basicsr':
+        try:
+            whole = with_options(parameters, options_of(find_network(args.source), args.opt))
+        except OptionError as error:
+            if args.opt:
+                raise
+            lacking = f'; programs with spandrel will refuse it: {error}'
     if args.out.suffix == '.safetensors':
-        write_safetensors(parameters if args.layout == 'plain' else whole or parameters, args.out)
+        write_safetensors(whole, args.out)
     elif args.out.suffix == '.pth':
-        basicsr = {'params': parameters, **({SELF_CONTAINED: whole} if whole else {})}
-        content = {'basicsr': basicsr, 'plain': parameters, 'mmengine': to_mmengine(parameters)}[args.layout]
-        save_atomically(content, args.out)
+        basicsr = {'params': parameters} if lacking else {'params': parameters, SELF_CONTAINED: whole}
+        save_atomically({'basicsr': basicsr, 'plain': parameters, 'mmengine': to_mmengine(parameters)}[args.layout],
+                        args.out)
     else:
         raise OptionError(f'{args.out}: expected a name that ends in .pth or .safetensors.')
-    print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters'
-          + ('' if whole else '; no option file was found (--opt), so programs with spandrel cannot run it'))
+    print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters{lacking}')
 
 
 if __name__ == '__main__':
