@@ -107,24 +107,20 @@ def with_options(parameters: Mapping[str, Tensor], options: Mapping[str, Any]) -
     return {**parameters, OPTIONS: torch.tensor(list(json.dumps(options, default=str).encode()), dtype=torch.int32)}
 
 
-def options_in(state: Mapping[str, Any]) -> dict[str, Any] | None:
+def options_in(state: Any) -> dict[str, Any] | None:
     """The options among the parameters of a network, or None; raises OptionError if they are damaged."""
-    if OPTIONS not in state:
+    if not isinstance(state, Mapping) or OPTIONS not in state:
         return None
     try:
-        options = json.loads(bytes(state[OPTIONS].tolist()))
-        if not isinstance(options, dict):
-            raise ValueError(f'found {options!r}')
-        return options
+        return dict(json.loads(bytes(state[OPTIONS].tolist())))
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise OptionError(f'{OPTIONS}: damaged, or no options of rdbm_plugin: {error}') from None
 
 
 def read_options(path: str | Path) -> dict[str, Any] | None:
-    """The options that a checkpoint itself holds, or None; raises as :func:`read_parameters`."""
-    path = find_network(path)
-    content = _read(path)
-    return options_in(content.get(SELF_CONTAINED, content)) if isinstance(content, dict) else None
+    """The options that a checkpoint holds itself, or None; raises as :func:`read_parameters`."""
+    content = _read(find_network(path))
+    return options_in(content.get(SELF_CONTAINED, content) if isinstance(content, dict) else None)
 
 
 def _read(path: Path) -> Any:

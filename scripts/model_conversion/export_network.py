@@ -1,14 +1,9 @@
 """Exports a network as ONNX from image to image, or one evaluation of it as TorchScript, torch.export or ONNX.
 
-<<<<<<< HEAD:scripts/export_network.py
-    python scripts/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth restore.onnx --image
-    python scripts/export_network.py experiments/NAME/models/net_g_latest.pth restore.onnx --image --steps 4 --half
-    python scripts/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
-    python scripts/export_network.py experiments/NAME/models/net_g_latest.pth rdbm.pt --steps 10
-=======
+    python scripts/model_conversion/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth restore.onnx --image
+    python scripts/model_conversion/export_network.py net_g_latest.pth restore.onnx --image --steps 4 --half
     python scripts/model_conversion/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
     python scripts/model_conversion/export_network.py experiments/NAME/models/net_g_latest.pth rdbm.pt --steps 10
->>>>>>> main:scripts/model_conversion/export_network.py
 
 With --image the file takes "input", (N, 3, H, W) RGB in [0, 1], and gives "output", the same restored, as chaiNNer and
 vs-mlrt expect: all evaluations are inside. Its metadata has name, version, bridge (JSON) and evaluations.

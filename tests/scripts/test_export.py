@@ -160,7 +160,8 @@ def shape(value):
 def test_image_file_restores_as_the_restorer_does(restore_image, size):
     count, height, width = size
     image = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(height))
-    found, expected = restore_image(image), Restorer(steps=3, device='cpu')(image)
+    # Tiles of the Restorer, which it cuts larger pictures into, would change more than the export does.
+    found, expected = restore_image(image), Restorer(steps=3, tile=0, device='cpu')(image)
     difference = 255 * (found - expected).abs()
     assert found.shape == image.shape and float(found.min()) >= 0 and float(found.max()) <= 1
     assert float(difference.max()) < 1 and float(difference.mean()) < 0.05
