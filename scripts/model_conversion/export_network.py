@@ -48,8 +48,8 @@ LEAST = 32
 smallest features is 1."""
 TOLERANCE = 1e-4
 """Largest difference between file and network, on images in [-1, 1]."""
-HALF_TOLERANCE = 0.02
-"""The same in half precision; on the noise that it is tried with, as no photo has it, 0.009 was found."""
+HALF_TOLERANCE = 0.05
+"""The same in half precision: variant T has 0.02 on the noise that it is tried with, 0.003 on photos."""
 OPSET, IR_VERSION = 18, 8
 """The oldest that torch writes, and what goes with it: chaiNNer has onnxruntime 1.17, which reads no later than 9."""
 Evaluate = Callable[[Tensor, Tensor, Tensor], Tensor]

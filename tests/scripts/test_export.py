@@ -165,7 +165,7 @@ def test_image_file_restores_as_the_restorer_does(restore_image, size):
     difference = 255 * (found - expected).abs()
     assert found.shape == image.shape and float(found.min()) >= 0 and float(found.max()) <= 1
     assert float(difference.max()) < 1 and float(difference.mean()) < 0.05
-    assert float((found - image).abs().max()) > 0.05, 'it restores'
+    assert height < 64 or float((found - image).abs().max()) > 0.05, 'it restores'
 
 
 def test_statistics_stay_float32_in_half_precision(restorer):
@@ -176,27 +176,31 @@ def test_statistics_stay_float32_in_half_precision(restorer):
         assert 1e-5 < largest(found, residual(restorer, *each)) < export_network.HALF_TOLERANCE
 
 
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    """A network that is exported in seconds, with another bridge."""
-    file = tmp_path_factory.mktemp('small') / 'small.pth'
-    torch.manual_seed(0)
-    torch.save(ConditionalUNet(nf=4, depth=1).state_dict(), file)
-    file.with_suffix('.yml').write_text('network_g: {type: ConditionalUNet, nf: 4, depth: 1}\n'
-                                        'bridge: {type: OUBridge, prediction: velocity}\nval: {sampler: {steps: 2}}\n')
-    return file
+class Tiny(nn.Module):
+    """Exported in a moment."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x_t, mu, t):
+        return self.conv(torch.cat([x_t, mu], dim=1)) * t.view(-1, 1, 1, 1) / 100
 
 
-def test_command_writes_an_image_file_in_half_precision(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['export_network.py', str(small), str(tmp_path / 'x.onnx'), '--image', '--half'])
-    export_network.main()
-    model = onnx.load(tmp_path / 'x.onnx')
-    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+def test_image_file_in_half_precision():
+    restorer = Restorer(steps=3, tile=0, device='cpu')
+    restorer.network = Tiny()
+    content, difference = export_network.export(restorer, '.onnx', (45, 61), image=True, half=True)
+    model = onnx.load_model_from_string(content)
+    assert [each.type.tensor_type.elem_type for each in (*model.graph.input, *model.graph.output)] == [
+        onnx.TensorProto.FLOAT16] * 2
     image = torch.rand(2, 3, 37, 50, generator=torch.Generator().manual_seed(0)).half()
-    found, expected = export_network.running(model)(image), Restorer(small, device='cpu')(image.float())
-    assert found.dtype == torch.float16 and largest(found.float(), expected) < 1 / 255
-    assert (tmp_path / 'x.onnx').stat().st_size < 0.75 * 4 * sum(
-        each.numel() for each in Restorer(small).network.parameters()) + 300_000
+    found, expected = export_network.running(model)(image), restorer(image.float())
+    assert 0 < largest(found.float(), expected) < 1 / 255 and difference < 1 / 255
+    assert largest(expected, image.float()) > 0.1
+    weight, = (each for each in model.graph.initializer if list(each.dims) == [3, 6, 3, 3])
+    assert weight.data_type == onnx.TensorProto.FLOAT16
 
 
 @pytest.mark.slow
