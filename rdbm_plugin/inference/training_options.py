@@ -1,5 +1,6 @@
 """The option file that a checkpoint was trained with, and whether other options fit it. Needs torch only."""
 from collections.abc import Mapping
+from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ def find_options(checkpoint: Path) -> Path:
 
 
 def running_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the content of an option file a trained network is run with: network, bridge and sampler."""
+    """A copy of what in the content of an option file a trained network is run with: network, bridge and sampler."""
     sampler = (options.get('val') or {}).get('sampler')
-    return {'network_g': options['network_g'], 'bridge': options.get('bridge'), 'val': {'sampler': sampler}}
+    # Code bases take blocks apart when they build from them.
+    return deepcopy({'network_g': options['network_g'], 'bridge': options.get('bridge'), 'val': {'sampler': sampler}})
 
 
 def options_of(checkpoint: Path, opt: str | Path | None = None) -> dict[str, Any]:
