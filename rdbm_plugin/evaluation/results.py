@@ -55,20 +55,19 @@ class SetScore:
     @classmethod
     def of(cls, scores: Sequence[ImageScore]) -> 'SetScore':
         """Of the images of a set."""
-        restored, degraded = (_combined([getattr(each, kind) for each in scores]) for kind in ('restored', 'degraded'))
-        return cls(len(scores), restored, degraded,
+        return cls(len(scores), _joint([each.restored for each in scores]), _joint([each.degraded for each in scores]),
                    float(np.median([each.seconds for each in scores])), float(np.mean([s.evaluations for s in scores])))
 
     @classmethod
     def average(cls, sets: 'Iterable[SetScore]') -> 'SetScore':
         """Every set counts the same, however many images it has."""
         sets = list(sets)
-        return cls(sum(each.images for each in sets), _combined([each.restored for each in sets]),
-                   _combined([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
+        return cls(sum(each.images for each in sets), _joint([each.restored for each in sets]),
+                   _joint([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
                    float(np.mean([each.evaluations for each in sets])))
 
 
-def _combined(scores: Sequence[Mapping[str, float | Share]]) -> dict[str, float]:
+def _joint(scores: Sequence[Mapping[str, float | Share]]) -> dict[str, float]:
     return {metric: combined([each[metric] for each in scores]) for metric in scores[0]
             if all(metric in each for each in scores)}
 
