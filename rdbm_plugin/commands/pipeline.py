@@ -27,6 +27,7 @@ from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
 from rdbm_plugin.data.task_mixture import MixedDataset
+from rdbm_plugin.evaluation.scoring import check_sizes
 from rdbm_plugin.models.checkpoints import Checkpoints, read_state
 from rdbm_plugin.models.optimizers import make_optimizer
 from rdbm_plugin.models.rdbm_model import RDBMModel
@@ -89,6 +90,7 @@ def check_before_writing(script: ModuleType) -> None:
         if not is_train and 'train' in opt:
             test_of_training(opt, args.opt, trained[0])
         check_options(opt)
+        check_sizes(opt)
         if not is_train and not opt['path'].get('pretrain_network_g'):
             raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
         if not is_train and 'save_img' not in (opt.get('val') or {}):
