@@ -150,8 +150,10 @@ def _is_truncated(content: bytes) -> bool:
     return False
 
 
-def to_float(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
-    """8 or 16 bits -> float32 in [0, 1]."""
+def to_float(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """8 or 16 bits -> float32 in [0, 1]; floats stay as they are."""
+    if image.dtype.kind == 'f':
+        return image
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
