@@ -14,6 +14,7 @@ from rdbm_plugin.models.option_checks import (
     check_devices,
     check_metrics,
     check_network,
+    check_packages,
     check_schedule,
     check_unknown,
 )
@@ -63,7 +64,7 @@ def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[]
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
     first, own = ((check_unknown,), (check_bridge, check_network)) if ours else ((), (check_foreign_model,))
-    for check in (*first, check_values, check_devices, *own, check_schedule, check_metrics):
+    for check in (*first, check_values, check_packages, check_devices, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset, opt.get('world_size', 1), headers)
