@@ -36,7 +36,8 @@ def main() -> int:
         indent = max(len(str(path)) for path in files) + 2
         width = max(shutil.get_terminal_size().columns, indent + 20)
         for path in files:
-            print(fill(str(path).ljust(indent) + purpose(folder / path), width, subsequent_indent=' ' * indent))
+            print(fill(str(path).ljust(indent) + purpose(folder / path), width, subsequent_indent=' ' * indent,
+                       break_on_hyphens=False))
         print('\nrdbm options --copy FOLDER copies them.')
         return 0
     copied = 0
