@@ -37,6 +37,7 @@ def main() -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
+        _log_traceback()
         # Python would write what it still holds once more, and complain.
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -169,7 +169,7 @@ def better_rule(gt: ImageSource, lq: ImageSource, found: int) -> str:
     counts = [len(find_pairs(gt, lq, rule).lq) for rule in rules]
     if max(counts) <= found:
         return 'set "pairing" to the rule that joins them'
-    rule = yaml.safe_dump({'pairing': rules[counts.index(max(counts))]}, default_flow_style=True)[1:-2]
+    rule = yaml.safe_dump({'pairing': rules[counts.index(max(counts))]}, default_flow_style=True, width=1000)[1:-2]
     return f'"{rule}" joins {max(counts)} of {len(lq)}'
 
 

@@ -130,7 +130,7 @@ def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
 
 
 def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], None]) -> Photo | None:
-    """None if Pillow does not know the format; it does not know colours of floats."""
+    """None if Pillow does not know the format, such as colours of floats, or OpenCV does not know its values."""
     try:
         # It opens lazily: sizes are known before anything is decoded.
         with _quiet():
@@ -155,7 +155,13 @@ def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], 
             raise ValueError('it is truncated')
         if image.format in ('PNG', 'TIFF', 'PPM', 'JPEG2000'):
             stored = _stored(content)
-            if stored is not None and stored.dtype != np.uint8:
+            if stored is None:
+                return None
+            if stored.dtype == np.uint16 and image.format == 'JPEG2000':
+                # OpenCV leaves 9 to 15 bits as they are; the SIZ segment has their number.
+                bits = (content[content.index(b'\xff\x4f\xff\x51') + 42] & 127) + 1
+                stored = np.rint(stored * np.float32(65535 / (2**bits - 1))).astype(np.uint16)
+            if stored.dtype != np.uint8:
                 return _of_opencv(upright(stored, orientation), profile)
         clear = 'A' in image.mode or 'transparency' in image.info
         pixels = np.ascontiguousarray(upright(np.asarray(image.convert('RGBA' if clear else 'RGB')), orientation))
@@ -179,10 +185,6 @@ def _stored(content: bytes) -> NDArray | None:
     """The values in a file, of 8 or 16 bits or float32, as far as OpenCV can read them."""
     with contextlib.suppress(cv2.error):
         stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if stored is not None and stored.dtype == np.uint16 and b'ftypjp2' in content[:32]:
-            # OpenCV leaves 9 to 15 bits as they are; the SIZ segment has their number.
-            bits = (content[content.index(b'\xff\x51') + 40] & 127) + 1
-            stored = np.rint(stored * np.float32(65535 / (2**bits - 1))).astype(np.uint16)
         if stored is not None and stored.dtype in (np.uint8, np.uint16, np.float32, np.float64):
             return stored.astype(np.float32) if stored.dtype.kind == 'f' else stored
     return None

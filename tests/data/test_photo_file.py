@@ -121,6 +121,12 @@ def test_jpeg_2000_is_read_in_its_depth(tmp_path):
     assert back.gray and np.abs(back.rgb[..., 0] - twelve * (65535 / 4095)).max() <= 0.51
 
 
+def test_values_of_other_kinds_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.tif', np.full((9, 9), 70000, np.int32))
+    with pytest.raises(ImageError, match=r'a\.tif: not a readable image: it '):
+        read_photo(tmp_path / 'a.tif')
+
+
 def test_the_first_frame_of_a_gif_is_read(tmp_path):
     frames = [Image.fromarray(np.full((13, 17, 3), value, np.uint8)) for value in (40, 200)]
     frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
