@@ -16,10 +16,12 @@ SAFETENSORS = ['safetensors>=0.4']
 FID = ['torch-fidelity>=0.4,<0.5']
 MMENGINE = ['mmengine>=0.10.7,<0.11']
 DEMO = ['gradio>=5.30']
+HEIC = ['pillow-heif>=1']
+EXR = ['OpenEXR>=3.5']
 ONNX = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.23']
 DOCS = ['mkdocs>=1.6', 'mkdocstrings[python]>=0.27']
 TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PHOTOS, *SAFETENSORS,
-        *MMENGINE, *FID, *ONNX, *DEMO, *DOCS]
+        *MMENGINE, *FID, *ONNX, *DEMO, *DOCS, *HEIC, *EXR]
 # The option files lie beside the package in a clone and within it where it is installed.
 OPTION_FILES = {f'rdbm_plugin.option_files{name}': f'options{folder}' for name, folder in (
     ('', ''), ('.suites', '/suites'), ('.mmengine', '/mmengine'))}
@@ -41,7 +43,7 @@ setup(
                       'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'scikit-image>=0.20', 'tqdm>=4.60'],
     extras_require={'basicsr': BASICSR, 'timm': TIMM, 'board': BOARD, 'plot': PLOT, 'photos': PHOTOS,
                     'safetensors': SAFETENSORS, 'mmengine': MMENGINE, 'fid': FID, 'onnx': ONNX, 'demo': DEMO,
-                    'docs': DOCS,
+                    'docs': DOCS, 'heic': HEIC, 'exr': EXR,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],

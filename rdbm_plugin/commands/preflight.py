@@ -15,6 +15,7 @@ from rdbm_plugin.models.option_checks import (
     check_devices,
     check_metrics,
     check_network,
+    check_packages,
     check_schedule,
     check_unknown,
 )
@@ -66,7 +67,7 @@ def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[]
     first, own = ((), (check_foreign_model,))
     if ours:
         first, own = (check_unknown,), (check_bridge, check_network, check_compiler)
-    for check in (*first, check_values, check_devices, *own, check_schedule, check_metrics):
+    for check in (*first, check_values, check_packages, check_devices, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset, opt.get('world_size', 1), headers)

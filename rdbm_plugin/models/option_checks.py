@@ -1,6 +1,7 @@
 """What RDBMModel demands of its options, checked before anything is built. Needs BasicSR."""
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def _check_optimizer_number(where: str, key: str, value: Any) -> None:
         for beta in value:
             if check_number(where, beta, 0, 1) == 1:
                 raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
+
+
+def check_packages(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if the logger of a training needs what is not installed; BasicSR asks after folders are made.
+
+    Weights in safetensors are read by :func:`check_network`.
+    """
+    logger = (opt.get('logger') or {}) if opt.get('is_train') else {}
+    board, wandb = logger.get('use_tb_logger'), (logger.get('wandb') or {}).get('project') is not None
+    if wandb and not board:
+        raise OptionError('logger: wandb: it shows what TensorBoard gets; set use_tb_logger: true as well.')
+    for wanted, key, package in ((board, 'use_tb_logger', 'tensorboard'), (wandb, 'wandb: project', 'wandb')):
+        if wanted and find_spec(package) is None:
+            raise OptionError(f'logger: {key}: needs {package}, which is not installed; run: pip install {package}')
 
 
 def check_compiler(opt: Mapping[str, Any]) -> None:
