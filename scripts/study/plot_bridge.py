@@ -52,9 +52,8 @@ def read(file: str) -> dict[str, dict[str, Any]]:
     if not is_suite(file):
         content = read_option_file(file)
         return {str(content['name']): dict(content.get('bridge') or {})}
-    suite = read_suite(Path(file))
-    base = (Path(file).parent / suite['base']).resolve()
-    return {name: dict(read_option_file(base, changes_of(row['changes']))['bridge'])
+    suite, folder = read_suite(Path(file)), Path(file).resolve().parent
+    return {name: dict(read_option_file(folder / row.get('base', suite['base']), changes_of(row['changes']))['bridge'])
             for name, row in rows_of(suite).items()}
 
 

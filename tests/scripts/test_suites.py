@@ -191,7 +191,8 @@ def test_a_suite_goes_on_after_a_failure_and_budgets_time(tmp_path):
 
 def test_rows_are_written_as_option_files_and_unknown_ones_named(tmp_path):
     run = [ROOT / 'scripts/study/run_suite.py', ROOT / 'options/suites/published.yml', '--write', 'own']
-    assert command(*run, cwd=tmp_path).stdout.split() == ['own/test_goub.yml', 'own/test_irsde.yml']
+    assert command(*run, cwd=tmp_path).stdout.split() == [
+        f'own/{name}.yml' for name in ('test_goub', 'test_irsde', 'train_rdbm_code')]
     assert read_option_file(tmp_path / 'own/test_goub.yml')['bridge']['type'] == 'OUBridge'
     process = command(*run, '--rows', 'goub', cwd=tmp_path, check=False)
     assert process.returncode == 2 and "--rows: found 'goub'" in process.stdout
