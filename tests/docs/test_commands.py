@@ -56,7 +56,7 @@ OTHERS = {
     'python3 scripts/run_tests.py': ('.ci/run', 'scripts/run_tests.py'),
     'python3 scripts/quickstart.py': ('tests/scripts/test_scripts.py', 'from quickstart import training'),
     'rdbm data fetch': ('tests/data/test_fetching.py', "'data', 'fetch', 'bsds500', '--from'"),
-    'mkdocs build': ('tests/docs/test_docs.py', "'mkdocs', 'build', '--strict'"),
+    'zensical build': ('tests/docs/test_site.py', "'zensical', 'build', '--strict'"),
     'rdbm test -opt options/train_rdbm_pairs.yml': ('tests/commands/test_testing.py', 'train_rdbm_pairs.yml'),
     'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
