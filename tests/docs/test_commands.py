@@ -60,7 +60,6 @@ OTHERS = {
     'rdbm test -opt options/train_rdbm_pairs.yml': ('tests/commands/test_testing.py', 'train_rdbm_pairs.yml'),
     'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
-    'python scripts/study/study_darkness.py': ('tests/scripts/test_study.py', "'scripts/study/study_darkness.py'"),
     'python scripts/study/study.py': ('tests/scripts/test_study.py', "'scripts/study/study.py', 'photos'"),
     'python scripts/study/run_suite.py': ('tests/scripts/test_suites.py', "'scripts/study/run_suite.py'"),
     'python scripts/model_conversion/export_network.py': ('tests/scripts/test_export.py', 'export_network'),
