@@ -55,23 +55,13 @@ def test_inpainting_example_keeps_what_is_known(tmp_path):
 
 @pytest.mark.alone
 def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
-    process = command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer',
-                      '--rounds', 2, cwd=tmp_path)
+    command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer', '--rounds', 2,
+            cwd=tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
     ratios = {row['what']: row for row in rows if 'ratio' in row}
     assert len(ratios) >= 6 and all(row['low'] <= row['ratio'] <= row['high'] for row in ratios.values())
     slow = {what: row for what, row in ratios.items() if '<= 1.0' in row['bound'] and row['ratio'] >= 1.5}
     assert not slow, 'far from any noise'
-    assert cv2.imread(str(tmp_path / 'benchmark.png')).std() > 10 and '(no plot' not in process.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-def test_time_grows_with_pixels_and_evaluations(tmp_path):
-    command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'growth', '--rounds', 3,
-            '--largest', 512, cwd=tmp_path)
-    rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
-    assert 0.8 < next(row for row in rows if row['what'] == 'seconds against evaluations')['exponent'] < 1.2
 
 
 @pytest.mark.slow
