@@ -6,7 +6,6 @@
 What is compared runs in turn in one process, so that whatever else slows the machine hits both. Writes benchmark.json.
 """
 import json
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -24,7 +23,6 @@ from rdbm_plugin.archs.complexity import giga_multiply_adds
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS
 from rdbm_plugin.basicsr_host import compat
 from rdbm_plugin.config.option_file import read_option_file
-from rdbm_plugin.config.options import OptionError
 
 compat.keep_freed_memory()
 import_module('rdbm_plugin.registration')
@@ -42,7 +40,10 @@ def arguments() -> Namespace:
     parser.add_argument('--variant', choices=VARIANTS, default='T')
     parser.add_argument('--rounds', type=int, default=7, help='measurements of each ratio')
     parser.add_argument('--out', type=Path, default=Path('benchmark.json'))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f'--rounds: found {args.rounds}; expected at least 1.')
+    return args
 
 
 def in_turn(args: Namespace, *calls: Callable[[], object]) -> list[list[float]]:
@@ -59,9 +60,9 @@ def in_turn(args: Namespace, *calls: Callable[[], object]) -> list[list[float]]:
     return found
 
 
-def ratio(what: str, upper: list[float], lower: list[float], bound: str = '', factor: float = 1.0) -> dict[str, Any]:
-    """Median and quartiles over the rounds of upper / (factor * lower)."""
-    values = [a / (factor * b) for a, b in zip(upper, lower)]
+def ratio(what: str, upper: list[float], lower: list[float], bound: str = '') -> dict[str, Any]:
+    """Median and quartiles over the rounds of upper / lower."""
+    values = [a / b for a, b in zip(upper, lower)]
     low, middle, high = np.percentile(values, [25, 50, 75])
     row = {'what': what, 'ratio': float(middle), 'low': float(low), 'high': float(high), 'bound': bound}
     print(f'{what:<74} {middle:7.3f}  ({low:.3f} to {high:.3f})  {bound}', flush=True)
@@ -181,21 +182,15 @@ def networks(args: Namespace) -> Iterator[dict[str, Any]]:
 PARTS = {'sampler': sampler_overhead, 'trainer': trainer_overhead, 'networks': networks}
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print, write."""
     args = arguments()
-    if args.rounds < 1:
-        raise OptionError(f'--rounds: found {args.rounds}; expected at least 1.')
     rows = [row for part in args.parts for row in PARTS[part](args)]
     about = {'torch': torch.__version__, 'device': args.device, 'variant': args.variant,
              'threads': torch.get_num_threads(), 'rounds': args.rounds}
     args.out.write_text(json.dumps({**about, 'rows': rows}, indent=1), encoding='utf-8')
     print(args.out)
-    return 0
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except OptionError as error:
-        sys.exit(str(error))
+    main()

@@ -19,6 +19,8 @@ from tqdm import tqdm
 from rdbm_plugin.commands import pipeline
 from rdbm_plugin.config.options import OptionError
 
+RDBM = 'rdbm_plugin.__main__:main'
+
 
 def arguments() -> Namespace:
     """The command line."""
@@ -42,11 +44,6 @@ def written(file: str, args: Namespace) -> list[str]:
                                                                                  args.rows).items()]
 
 
-def rdbm(*command: str, log: Path | None = None) -> int:
-    """Run ``rdbm ...``; its output goes to ``log`` if there is one."""
-    return in_process('rdbm_plugin.__main__:main', command, log)
-
-
 def length(iterations: int) -> list[str]:
     """Changes that make a training as long, schedule included; checkpoints at every tenth."""
     every = max(1, iterations // 10)
@@ -63,7 +60,8 @@ def train(file: str, args: Namespace, bar: tqdm) -> str | None:
     log = Path(args.out, 'logs', f'{name}.log')
     changes = [*args.force_yml, *(length(args.iters) if args.iters else [])]
     begin = time.time()
-    status = rdbm('train', '-opt', file, '--auto_resume', *(['--force_yml', *changes] if changes else []), log=log)
+    forced = ['--force_yml', *changes] if changes else []
+    status = in_process(RDBM, ['train', '-opt', file, '--auto_resume', *forced], log)
     bar.write(f'{name}: {"trained" if not status else "failed"} in {time.time() - begin:.0f} s')
     return f'training ended with status {status}; see {log}' if status else None
 
@@ -92,7 +90,7 @@ def main() -> int:
                 bar.write(f'{file}: {fault}')
     sets = ['--sets', args.sets] if args.sets else []
     forced = ['--force_yml', *args.force_yml] if args.force_yml else []
-    status = rdbm('compare', *files, *sets, '-o', args.out, *forced)
+    status = in_process(RDBM, ['compare', *files, *sets, '-o', args.out, *forced])
     return int(bool(faults or status))
 
 

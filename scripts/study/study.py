@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -145,24 +145,18 @@ def rows(args: Namespace) -> list[Row]:
         if args.scale not in row.get('scales', [args.scale]):
             continue
         iterations, own, before = lengths(name)
+        samplers = [{'steps': [1]}] if args.darkness else row.get('samplers', suite['samplers'])
+        samplers = [{**block, 'steps': [each for each in block['steps'] if each in scale.get('evaluations', [each])]}
+                    for block in samplers]
         length = {'train:total_iter': iterations, 'train:scheduler:periods': [iterations], 'val:val_freq': iterations,
                   'logger:save_checkpoint_freq': max(1, iterations // 10)}
         for seed in args.seeds or scale['main_seeds' if name in suite['main'] else 'seeds']:
             start = Path('experiments', experiment(row['start'], seed), LATEST) if 'start' in row else None
             ending = {'manual_seed': seed, 'name': experiment(name, seed),
                       **({'path:pretrain_network_g': start} if start else {})}
-            samplers = [{'steps': [1]}] if args.darkness else row.get('samplers', suite['samplers'])
-            found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)],
-                             _within(samplers, scale.get('evaluations')), own, before, start))
+            found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)], samplers, own, before,
+                             start))
     return sorted(found, key=lambda row: (row.name not in suite['main'], row.seed))
-
-
-def _within(samplers: Sequence[dict[str, Any]], evaluations: Sequence[int] | None) -> list[dict[str, Any]]:
-    return [{**block, 'steps': [each for each in block['steps'] if not evaluations or each in evaluations]}
-            for block in samplers]
-
-
-# ---------------------------------------------------------------------------------------------------- scoring
 
 
 def pictures(args: Namespace) -> Iterator[tuple[str, Picture, Picture]]:
@@ -233,9 +227,6 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
             'degraded': {kind: round(float(np.mean(values)), 4) for kind, values in degraded.items()},
             'restored': {label: {kind: np.mean(values, axis=0).round(4).tolist() for kind, values in kinds.items()}
                          for label, kinds in restored.items()}}
-
-
-# ---------------------------------------------------------------------------------------------------- running
 
 
 def run(row: Row, args: Namespace, threads: int) -> Figures:
