@@ -76,8 +76,5 @@ def read_test_options(file: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     """
     from rdbm_plugin.commands import pipeline
     opt = pipeline.read_options(file, changes)
-    if 'train' in opt:
-        pipeline.test_of_training(opt, file, opt['name'])
-    elif not opt['path'].get('pretrain_network_g'):
-        raise OptionError(f'{file}: path: pretrain_network_g: missing; there is nothing to test.')
+    pipeline.name_weights(opt, file, opt['name'])
     return opt

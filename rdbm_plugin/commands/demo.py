@@ -79,7 +79,7 @@ def build(gradio: Any, args: Namespace, folder: Path) -> Any:
             made = before.with_rgb(restorer(checkpoint, int(steps))(to_float(before.rgb), progress=show))
             file = Path(tempfile.mkdtemp(dir=folder)) / f'{Path(path).stem}_restored.png'
             write_photo(file, made)
-            out += [gradio.update(value=(_shown(before), _shown(made)), visible=True),
+            out += [gradio.update(value=(before.shown, made.shown), visible=True),
                     gradio.update(value=str(file), visible=True)]
         return out
 
@@ -109,10 +109,6 @@ def _name(path: Path) -> str:
     """Of a run: its folder below experiments, and the network if it is named."""
     return ' '.join(part for part in path.with_suffix('').parts[-3:] if part.strip('./') not in (
         '', 'models', 'experiments'))
-
-
-def _shown(photo: Photo) -> Any:
-    return photo.rgb if photo.rgb.dtype == np.uint8 else (photo.rgb >> 8).astype(np.uint8)
 
 
 def examples(folder: Path) -> list[Path]:

@@ -100,9 +100,7 @@ def _writable(name: Path) -> Path:
 
 def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:
     """Before and after side by side, at most ``height`` pixels high, 8 bits."""
-    pictures = [photo.rgb if photo.rgb.dtype == np.uint8 else (photo.rgb >> 8).astype(np.uint8)
-                for photo in (before, after)]
-    return Photo(strip(pictures, min(height, len(before.rgb))))
+    return Photo(strip([before.shown, after.shown], min(height, len(before.rgb))))
 
 
 def beside_all(targets: list[Path]) -> list[Path]:

@@ -1,9 +1,7 @@
 """Reading and writing of users' photos: bit depth, alpha, orientation and colour profile survive."""
-import contextlib
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +39,11 @@ class Photo:
     alpha: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     profile: bytes | None = None
 
+    @property
+    def shown(self) -> NDArray[np.uint8]:
+        """The colours in 8 bits."""
+        return self.rgb if self.rgb.dtype == np.uint8 else (self.rgb >> 8).astype(np.uint8)
+
     def with_rgb(self, rgb: NDArray[np.float32]) -> 'Photo':
         """The same with other colours, (H, W, 3) in [0, 1], in the bit depth of this."""
         top = np.iinfo(self.rgb.dtype).max
@@ -59,8 +62,9 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
         raise ImageError(f'{path}: cannot be read ({error.strerror}).') from None
     # Pillow's decoders raise whatever Python raises at a damaged file.
     try:
-        # It opens lazily: sizes are known before anything is decoded.
-        with _quiet():
+        # It opens lazily: sizes are known before anything is decoded. There is a limit of our own.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content))
     except Image.DecompressionBombError as error:
         raise ImageError(f'{path}: {error}') from None
@@ -81,14 +85,6 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
             return _decoded(content, image)
         except Exception as error:
             raise ImageError(f'{path}: not a readable image: {error}. Replace or remove it.') from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warning of large images: there is a limit of our own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        yield
 
 
 def _decoded(content: bytes, image: Image.Image) -> Photo:

@@ -64,7 +64,8 @@ def test_the_row_that_trains_as_that_file_has_its_bridge_loss_nodes_and_states(t
 
 def test_rows_of_the_study_train_as_that_file_and_with_its_nodes_alone():
     study = pytest.importorskip('study')
-    words = {'suite': ROOT / 'options/suites/study.yml', 'scale': 'cpu', 'photos': Path('photos'), 'seeds': [0]}
+    words = {'suite': ROOT / 'options/suites/study.yml', 'scale': 'cpu', 'photos': Path('photos'), 'seeds': [0],
+             'darkness': False}
     code, nodes = (read_option_file(each.base, each.changes) for name in ('code', 'one_uniform')
                    for each in study.rows(Namespace(**words, rows=[name])))
     assert_trains_as_the_file(code)
