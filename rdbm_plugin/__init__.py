@@ -24,7 +24,8 @@ REGISTERED = {
     'DATASET': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',
                 'rdbm_plugin.data.universal_paired_dataset:UniversalPairedDataset'),
     'METRIC': tuple(f'rdbm_plugin.evaluation.protocols:{name}' for name in (
-        'psnr_rgb', 'ssim_rgb', 'psnr_y', 'ssim_y', 'psnr_gt_mean', 'ssim_gt_mean', 'lpips', 'pyiqa_score')),
+        'psnr_rgb', 'ssim_rgb', 'psnr_y', 'ssim_y', 'psnr_gt_mean', 'ssim_gt_mean', 'fid', 'kid', 'lpips',
+        'pyiqa_score')),
     'MODEL': ('rdbm_plugin.models.rdbm_model:RDBMModel',),
 }
 """BasicSR's registry -> 'module:name' of what the plugin registers there, beside all bridges and samplers."""

@@ -26,6 +26,13 @@ KINDS = {
     PLUGIN: 'a package of its own on an installed BasicSR; the first line of our option files loads the plugin, and '
             'nothing has to be installed into it'}
 """What each kind is, and how it finds the plugin."""
+_OTHERS = {
+    'neosr': ('neosr/archs', 'results folders, experiments/results/NAME, take part in "rdbm compare"'),
+    'traiNNer-redux': ('traiNNer/archs', 'results folders, results/NAME, take part in "rdbm compare"'),
+    'MMagic': ('mmagic/registry.py', 'restored pictures, as SET/IMAGE.png, take part in "rdbm compare", and "python -m '
+                                     'rdbm_plugin.mmengine" trains on the same mmengine')}
+KINDS.update({name: f'{name}, which has no BasicSR in it, so that the plugin does not run there; its {works}'
+              for name, (_, works) in _OTHERS.items()})
 BACKUP = '.rdbm-backup'
 _REMOVED = re.compile(r'^(\s*from torchvision\.transforms\.functional)_tensor( import )', re.MULTILINE)
 _MARK = '# Written by "rdbm doctor --install-into"; "rdbm doctor --undo" removes it. '
@@ -125,6 +132,9 @@ def look_at(root: str | Path) -> Codebase:
     root = Path(root).expanduser().resolve()
     basicsr = root / 'basicsr'
     try:
+        for name, (mark, _) in _OTHERS.items():
+            if (root / mark).exists():
+                return Codebase(root, name)
         scripts = [path for path in (basicsr / 'train.py', root / 'train.py', *sorted(root.glob('*/train.py')))
                    if path.is_file() and _imports_basicsr(path)]
         if not (basicsr.is_dir() or scripts):

@@ -32,6 +32,7 @@ def main() -> int:
     from rdbm_plugin.commands.preflight import check_options
     from rdbm_plugin.evaluation.comparison import Comparison
     from rdbm_plugin.evaluation.methods import Method, unique_names
+    from rdbm_plugin.evaluation.scoring import check_sizes
     from rdbm_plugin.models.option_checks import check_metrics
     files = [given for given in args.methods if not Path(given).is_dir()]
     if not (args.sets or files):
@@ -46,6 +47,7 @@ def main() -> int:
     opt = read_options(file, args.force_yml)
     comparison = Comparison(file, opt, Path(args.out))
     check_metrics(opt)
+    check_sizes(opt)
     names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
                                        for given in args.methods])
     methods = []

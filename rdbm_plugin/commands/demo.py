@@ -79,7 +79,7 @@ def build(gradio: Any, args: Namespace, folder: Path) -> Any:
             made = before.with_rgb(restorer(checkpoint, int(steps))(to_float(before.rgb), progress=show))
             file = Path(tempfile.mkdtemp(dir=folder)) / f'{Path(path).stem}_restored.png'
             write_photo(file, made)
-            out += [gradio.update(value=(before.shown, made.shown), visible=True),
+            out += [gradio.update(value=(before.bytes_rgb(), made.bytes_rgb()), visible=True),
                     gradio.update(value=str(file), visible=True)]
         return out
 

@@ -27,6 +27,7 @@ from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
 from rdbm_plugin.data.task_mixture import MixedDataset
+from rdbm_plugin.evaluation.scoring import check_sizes
 from rdbm_plugin.models.checkpoints import Checkpoints, read_state
 from rdbm_plugin.models.optimizers import make_optimizer
 from rdbm_plugin.models.rdbm_model import RDBMModel
@@ -56,6 +57,9 @@ def parse_options(root_path: str, is_train: bool = True,
         return options.parse_options(root_path, is_train=is_train)
     content = read_option_file(given.opt, given.force_yml)
     check_values({**content, 'is_train': is_train})
+    # BasicSR takes each for the path of one folder.
+    lists = [(dataset, key, dataset.pop(key)) for dataset in content['datasets'].values()
+             for key in ('dataroot_gt', 'dataroot_lq') if isinstance(dataset.get(key), list)]
     open_seed = content.get('manual_seed') is None
     saved, yaml = sys.argv, options.yaml
     sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
@@ -65,6 +69,8 @@ def parse_options(root_path: str, is_train: bool = True,
         opt, args = options.parse_options(root_path, is_train=is_train)
     finally:
         sys.argv, options.yaml = saved, yaml
+    for dataset, key, roots in lists:
+        dataset[key] = [str(Path(root).expanduser()) for root in roots]
     if open_seed and opt['dist']:
         # BasicSR draws another one on each rank.
         seeds = [opt['manual_seed']]
@@ -89,6 +95,7 @@ def check_before_writing(script: ModuleType) -> None:
         if not is_train:
             name_weights(opt, args.opt, trained[0])
         check_options(opt)
+        check_sizes(opt)
         if not is_train and 'save_img' not in (opt.get('val') or {}):
             raise OptionError('val: save_img: missing; expected true or false.')
         return opt, args

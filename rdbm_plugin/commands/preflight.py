@@ -9,7 +9,14 @@ from rdbm_plugin.basicsr_host.lookup import registered
 from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError, check_block, check_choice, check_keys
 from rdbm_plugin.data.inspection import check_headers
-from rdbm_plugin.models.option_checks import CHECKS, check_devices, check_metrics, check_schedule, check_unknown
+from rdbm_plugin.models.option_checks import (
+    CHECKS,
+    check_devices,
+    check_metrics,
+    check_packages,
+    check_schedule,
+    check_unknown,
+)
 
 
 def check_foreign_model(opt: Mapping[str, Any]) -> None:
@@ -54,7 +61,7 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, header
 def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[], None]]:
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
-    of_others = (check_values, check_devices, check_foreign_model, check_schedule, check_metrics)
+    of_others = (check_values, check_packages, check_devices, check_foreign_model, check_schedule, check_metrics)
     for check in (check_unknown, *CHECKS) if model.__module__.startswith('rdbm_plugin.') else of_others:
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rdbm_plugin.data.image_source import SUFFIXES, ImageError, to_float
-from rdbm_plugin.data.photo_file import MAX_MEGAPIXELS, WRITABLE, Photo, read_photo, write_photo
+from rdbm_plugin.data.image_source import ImageError, to_float
+from rdbm_plugin.data.photo_file import MAX_MEGAPIXELS, MISSING, READABLE, WRITABLE, Photo, read_photo, write_photo
 from rdbm_plugin.evaluation.pictures import strip
 from rdbm_plugin.inference.restorer import DTYPES, Restorer
 from rdbm_plugin.inference.tiling import OVERLAP
@@ -56,12 +56,16 @@ def arguments() -> Namespace:
     return args
 
 
-def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Input and output file of each image, and what is wrong with inputs that are left out."""
+def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str], Counter[str]]:
+    """Input and output file of each image, what is wrong with inputs, and how many files of folders are no images.
+
+    The last by suffix; formats count among them that need more than is installed.
+    """
     files: dict[Path, Path] = {}
     faults = []
+    left_out: Counter[str] = Counter()
     single = Path(out).suffix.lower() in WRITABLE
-    named = {given: list(_images(Path(given).expanduser(), Path(out))) for given in inputs}
+    named = {given: list(_images(Path(given).expanduser(), Path(out), left_out)) for given in inputs}
     sources = {source.resolve() for found in named.values() for source, _ in found}
     for given, found in named.items():
         path = Path(given).expanduser()
@@ -77,17 +81,21 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
                               + ('name a folder with -o.' if single else 'restore it into another folder.'))
             else:
                 files[target] = source
-    return [(source, target) for target, source in files.items()], faults
+    return [(source, target) for target, source in files.items()], faults, left_out
 
 
-def _images(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """Files that an input names, and what to call them below the output folder; not what was written there before."""
     if path.is_dir():
         inside = out.resolve() if path.resolve() in out.resolve().parents else None
         for each in sorted(path.rglob('*')):
-            if each.suffix.lower() in SUFFIXES and each.is_file() and not each.name.startswith('.') \
-                    and inside not in each.resolve().parents:
+            if not each.is_file() or each.name.startswith('.') or inside in each.resolve().parents:
+                continue
+            suffix = each.suffix.lower()
+            if suffix in READABLE and suffix not in MISSING:
                 yield each, each.relative_to(path)
+            else:
+                left_out[suffix] += 1
         return
     for each in [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True))):
         if each.is_file():
@@ -100,7 +108,7 @@ def _writable(name: Path) -> Path:
 
 def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:
     """Before and after side by side, at most ``height`` pixels high, 8 bits."""
-    return Photo(strip([before.shown, after.shown], min(height, len(before.rgb))))
+    return Photo(strip([before.bytes_rgb(), after.bytes_rgb()], min(height, len(before.rgb))))
 
 
 def beside_all(targets: list[Path]) -> list[Path]:
@@ -207,7 +215,7 @@ def own_device(device: str) -> str:
 def main() -> int:
     """Read the command line, restore, and return 1 if an image failed, else 0."""
     args = arguments()
-    files, faults = plan(args.inputs, args.out)
+    files, faults, left_out = plan(args.inputs, args.out)
     jobs = own_share([Job(source, target, beside) for (source, target), beside in zip(
         files, beside_all([target for _, target in files]))])
     total = len(jobs)
@@ -230,6 +238,10 @@ def main() -> int:
         failed = []
     faults += failed
     more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+    others = ', '.join(f'{count} {suffix or "without suffix"}'
+                       + (f' (pip install {MISSING[suffix]})' if suffix in MISSING else '')
+                       for suffix, count in sorted(left_out.items()))
     print(f'{len(jobs) - len(failed)} of {len(jobs)} images restored to {args.out}'
-          + (f'; {there} were there already' if there else '') + (f'; {faults[0]}{more}' if faults else ''))
+          + (f'; {there} were there already' if there else '') + (f'; left out: {others}' if others else '')
+          + (f'; {faults[0]}{more}' if faults else ''))
     return int(bool(faults))

@@ -90,11 +90,12 @@ def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
     rows = []
     for steps, result in results.items():
         average = result['sets'].get('average') or next(iter(result['sets'].values()))
-        rows.append({'steps': steps, **{name: float(value) for name, value in average['restored'].items()},
+        rows.append({'steps': steps, 'images': average['images'],
+                     **{name: float(value) for name, value in average['restored'].items()},
                      's/image': average['seconds'], 'evaluations': average['evaluations'],
                      'multiply-adds at 256x256 (G)': cost * average['evaluations']})
-    metrics = list(rows[0])[1:-3]
-    places = {metric: digits(row[metric] for row in rows) for metric in metrics}
+    metrics = list(rows[0])[2:-3]
+    places = {'images': 0, **{metric: digits(row[metric] for row in rows) for metric in metrics}}
     table = [list(rows[0]), *[[f'{value:.{places[key]}f}' if key in places else f'{value:.4g}'
                                for key, value in row.items()] for row in rows]]
     write_csv(folder / 'table.csv', table)

@@ -110,6 +110,17 @@ class ImageSource:
         return decode_rgb(self.read(index), self.path(index))
 
 
+def below_one_root(sources: Sequence[ImageSource], key: str) -> ImageSource:
+    """Several folders as one source, one after another, below the folder that they share; of LMDBs there can be one."""
+    if len(sources) == 1:
+        return sources[0]
+    if any(source.is_lmdb for source in sources):
+        raise OptionError(f'{key}: found an LMDB in a list; expected folders, or one LMDB.')
+    root = Path(os.path.commonpath([source.root.absolute() for source in sources]))
+    return ImageSource(root, 'disk', key, [(source.root.absolute() / name).relative_to(root).as_posix()
+                                           for source in sources for name in map(source.name, range(len(source)))])
+
+
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode to RGB, (H, W, 3), of 8 or 16 bits as stored; gray is repeated, alpha is dropped.
 
@@ -150,8 +161,10 @@ def _is_truncated(content: bytes) -> bool:
     return False
 
 
-def to_float(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
-    """8 or 16 bits -> float32 in [0, 1]."""
+def to_float(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """8 or 16 bits -> float32 in [0, 1]; floats stay as they are."""
+    if image.dtype.kind == 'f':
+        return image
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 

@@ -1,10 +1,14 @@
 """Which degraded image belongs to which clean one: the pairing rules of restoration data sets."""
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from string import digits
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from rdbm_plugin.config.options import OptionError, suggest
@@ -134,6 +138,39 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
         lonely_gt.discard(partner)
     return Pairs(np.array(found_gt, np.int64), np.array(found_lq, np.int64),
                  [gt.name(index) for index in sorted(lonely_gt)], lonely_lq)
+
+
+def joined(parts: Sequence[Pairs], gt: Sequence[ImageSource], lq: Sequence[ImageSource]) -> Pairs:
+    """The pairs of several folders, with indices that count on from one to the next."""
+    found = [np.concatenate([part[side] + start for part, start in zip(parts, np.cumsum([0, *map(len, sources)]))])
+             for side, sources in enumerate((gt, lq))]
+    return Pairs(*found, [name for part in parts for name in part.lonely_gt],
+                 [name for part in parts for name in part.lonely_lq])
+
+
+def better_rule(gt: ImageSource, lq: ImageSource, found: int) -> str:
+    """The advice to take the rule that joins most images, if one that names suggest joins more than were ``found``.
+
+    Digits tell images apart; what else all names of a side, or those of its commonest form, begin or end with tells
+    sides apart.
+    """
+    def shape(side: ImageSource, commonest: bool) -> str:
+        names = [PurePosixPath(stem).name for stem in side.stems()]
+        if commonest:
+            forms = [re.sub(r'\d+', '0', name) for name in names]
+            form = Counter(forms).most_common(1)[0][0]
+            names = [name for name, each in zip(names, forms) if each == form]
+        start, end = (os.path.commonprefix(each) for each in (names, [name[::-1] for name in names]))  # noqa: RUF071
+        return f'{start.rstrip(digits)}{{}}{end[::-1].lstrip(digits)}' if len(names) > 1 else '{}'
+
+    templates = [[shape(lq, commonest), shape(gt, commonest)] for commonest in (False, True)]
+    rules = ['same', *({'template': each[0] if each[1] == '{}' else each} for each in templates),
+             *({'many_to_one': separator} for separator in '_-.')]
+    counts = [len(find_pairs(gt, lq, rule).lq) for rule in rules]
+    if max(counts) <= found:
+        return 'set "pairing" to the rule that joins them'
+    rule = yaml.safe_dump({'pairing': rules[counts.index(max(counts))]}, default_flow_style=True, width=1000)[1:-2]
+    return f'"{rule}" joins {max(counts)} of {len(lq)}'
 
 
 def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pairs:

@@ -181,7 +181,7 @@ class MixedDataset(Dataset):
         self._bad[image] = 1
         count, total = int(self._bad.sum()), len(self._bad)
         if count > self.max_bad_share * total:
-            raise RuntimeError(
+            raise ImageError(
                 f'datasets: {self.opt["name"]}: {count} of {total} images cannot be used, more than max_bad_share '
                 f'{self.max_bad_share:g} allows; last: {error} See them all: rdbm doctor -opt FILE.')
         getLogger('basicsr').warning(f'{error} Replaced by the next of its task; {count} of {total} images so far.')

@@ -7,9 +7,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_keys, check_number
-from rdbm_plugin.data.image_source import ImageError, ImageSource, to_float
+from rdbm_plugin.data.image_source import ImageError, ImageSource, below_one_root, to_float
 from rdbm_plugin.data.packing import centre, pack, turn
-from rdbm_plugin.data.pairing import Pairs, find_pairs
+from rdbm_plugin.data.pairing import Pairs, better_rule, find_pairs, joined
 from rdbm_plugin.data.task_mixture import MixedDataset, counts_of_weights
 
 
@@ -42,7 +42,8 @@ class UniversalPairedDataset(MixedDataset):
 
             - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, gt_border, quota or weight}``.
               ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
-              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. ``gt_border``: pixels to cut from each
+              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. Of lists of folders those at one place
+              belong together. ``gt_border``: pixels to cut from each
               side of the clean images, 10 for SOTS indoor, default 0.
             - ``temperature``: see above.
             - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
@@ -159,22 +160,27 @@ def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) 
     lonely = task.pairs.lonely_lq
     if not len(task.pairs.lq):
         raise OptionError(f'tasks: {name}: no pairs by {block.get("pairing", "same")!r}: there are degraded images '
-                          f'like {task.lq.name(0)!r} and clean ones like {task.gt.name(len(task.gt) - 1)!r}; set '
-                          '"pairing" to the rule that joins them.')
+                          f'like {task.lq.name(0)!r} and clean ones like {task.gt.name(len(task.gt) - 1)!r}; '
+                          f'{better_rule(task.gt, task.lq, 0)}.')
     if lonely and not skip_unpaired:
         raise OptionError(f'tasks: {name}: {len(lonely)} of {len(task.lq)} degraded images have no clean one: '
-                          f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; set "pairing" to the rule '
-                          'that joins them, or "skip_unpaired: true" to leave them out.')
+                          f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; '
+                          f'{better_rule(task.gt, task.lq, len(task.pairs.lq))}, or '
+                          '"skip_unpaired: true" leaves them out.')
     return task._replace(name=name)
 
 
-def _read_task(dataroot_gt: str, dataroot_lq: str, io_backend: Mapping[str, Any] | None = None,
+def _read_task(dataroot_gt: str | list[str], dataroot_lq: str | list[str], io_backend: Mapping[str, Any] | None = None,
                pairing: str | Mapping[str, Any] = 'same', gt_border: int = 0, quota: int | None = None,
                weight: float | None = None) -> Task:
     backend = None if not io_backend else check_choice('io_backend: type', io_backend.get('type'), ('disk', 'lmdb'))
-    gt = ImageSource(dataroot_gt, backend, 'dataroot_gt')
-    lq = ImageSource(dataroot_lq, backend, 'dataroot_lq')
-    return Task('', gt, lq, find_pairs(gt, lq, pairing),
+    gt, lq = ([ImageSource(root, backend, key) for root in (roots if isinstance(roots, list) else [roots])]
+              for key, roots in (('dataroot_gt', dataroot_gt), ('dataroot_lq', dataroot_lq)))
+    if len(gt) != len(lq) or not gt:
+        raise OptionError(f'dataroot_lq: found {len(lq)} folders, and {len(gt)} in dataroot_gt; expected as many, each '
+                          'in the place of its partner.')
+    pairs = joined([find_pairs(*each, pairing) for each in zip(gt, lq)], gt, lq)
+    return Task('', below_one_root(gt, 'dataroot_gt'), below_one_root(lq, 'dataroot_lq'), pairs,
                 None if quota is None else check_int('quota', quota, 1),
                 None if weight is None else check_number('weight', weight, above=0),
                 check_int('gt_border', gt_border, 0))

@@ -2,6 +2,7 @@
 import json
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rdbm_plugin.evaluation.methods import (
 from rdbm_plugin.evaluation.results import (
     ImageScore,
     SetScore,
+    Table,
     aligned,
     markdown,
     plain,
@@ -36,6 +38,7 @@ from rdbm_plugin.evaluation.results import (
     write_csv,
 )
 from rdbm_plugin.evaluation.scoring import scores
+from rdbm_plugin.evaluation.set_measures import of_images
 from rdbm_plugin.evaluation.tables import DEGRADED, Scores, cost_table, latex, long_table, metric_table
 
 CROP = 96
@@ -73,7 +76,7 @@ class Comparison:
             total = sum(map(len, self.sets.values()))
             with tqdm(total=total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
                 try:
-                    run(method, self.sets, lambda _, bar=bar: bar.update(), timed)
+                    run(method, self.sets, bar.update, timed)
                 except Exception as error:
                     method.fault = f'{type(error).__name__}: {error}'
                     get_root_logger().error(f'{method.name} failed:\n{traceback.format_exc()}')
@@ -127,7 +130,7 @@ class Comparison:
         return sum(map(len, self.found[name].values()))
 
     def _show(self, example: Example, pictures: Mapping[str, Picture]) -> None:
-        last = {name: sets[example.dataset][-1].restored for name, sets in self.found.items()
+        last = {name: of_images(sets[example.dataset][-1].restored) for name, sets in self.found.items()
                 if sets.get(example.dataset) and sets[example.dataset][-1].image == example.name}
         self.shown.append(page.picture_entry(example.dataset, example.name, pictures, example.clean, last))
         if example.dataset not in self.crops:
@@ -138,9 +141,16 @@ class Comparison:
         costs = {method.name: method.cost for method in methods if not method.fault}
         incomplete = {name: f'{name} ({self._images(name)} of {self.total} images)' for name in costs
                       if self._images(name) < self.total}
-        return [Scores(incomplete.get(name, name), {dataset: each.restored for dataset, each in with_average(
-                    {dataset: SetScore.of(images) for dataset, images in sets.items()}).items()}, costs.get(name))
-                for name, sets in self.found.items() if name == DEGRADED or name in costs]
+        scored = {name: with_average({dataset: self._score(images, dataset) for dataset, images in sets.items()})
+                  for name, sets in self.found.items() if name == DEGRADED or name in costs}
+        return [Scores(incomplete.get(name, name), {dataset: each.restored for dataset, each in sets.items()},
+                       costs.get(name), {dataset: each.images for dataset, each in sets.items()})
+                for name, sets in scored.items()]
+
+    def _score(self, images: Sequence[ImageScore], dataset: str) -> SetScore:
+        """Of a set; measures of whole sets depend on the number of images, and are not taken of a part."""
+        complete = len(images) == len(self.sets[dataset])
+        return SetScore.of([each if complete else replace(each, restored=of_images(each.restored)) for each in images])
 
     def write(self, methods: Sequence[Method]) -> None:
         """Write tables, grid and page, and print the tables."""
@@ -148,18 +158,18 @@ class Comparison:
         faults = {method.name: method.fault for method in methods if method.fault}
         gaps = {method.name: method.gaps for method in methods if method.gaps and not method.fault}
         protocols = [protocol(name, block) for name, block in self.metrics.items()]
-        plain_tables = [metric_table(rows, metric, better) for metric, better in self.better.items()]
-        costs = cost_table(rows)
-        text = '\n\n'.join(aligned(table) for table in [*plain_tables, costs] if len(table) > 1)
-        marked = {second: [*(metric_table(rows, metric, better, '**{}**', second)
-                             for metric, better in self.better.items()), *([costs] if len(costs) > 1 else [])]
-                  for second in ('__{}__', '<u>{}</u>')}
+
+        def tables(*marks: str) -> list[Table]:
+            made = [metric_table(rows, metric, better, *marks) for metric, better in self.better.items()]
+            return [table for table in [*made, cost_table(rows)] if len(table) > 1]
+
+        text, marked = '\n\n'.join(map(aligned, tables())), tables('**{}**', '<u>{}</u>')
         write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
-        write_csv(self.out / 'images.csv', [['method', 'set', 'image', *self.metrics], *(
-            [name, dataset, each.image, *map(repr, each.restored.values())]
+        alone = of_images(next(iter(self.found[DEGRADED].values()))[0].restored)
+        write_csv(self.out / 'images.csv', [['method', 'set', 'image', *alone], *(
+            [name, dataset, each.image, *map(repr, of_images(each.restored).values())]
             for name, sets in self.found.items() for dataset, images in sets.items() for each in images)])
-        # Markdown has no underline of its own; the page reads the first form.
-        (self.out / 'table.md').write_text('\n'.join([*map(markdown, marked['<u>{}</u>']), *(
+        (self.out / 'table.md').write_text('\n'.join([*map(markdown, marked), *(
             f'- {line}' for line in protocols), '']), encoding='utf-8')
         (self.out / 'table.tex').write_text(latex(rows, self.better) + ''.join(
             f'% {line}\n' for line in protocols), encoding='utf-8')
@@ -171,8 +181,7 @@ class Comparison:
         title = 'Comparison of ' + (', '.join(method.name for method in methods) if len(methods) <= 3 else
                                     f'{len(methods)} methods')
         notes = [f'{name}: {gap}' for name, each in gaps.items() for gap in each]
-        page.write_page(self.out / 'page.html', title, marked['__{}__'], self.shown, faults, [*protocols, *notes],
-                        about)
+        page.write_page(self.out / 'page.html', title, marked, self.shown, faults, [*protocols, *notes], about)
         self._write_grid(faults)
         print(text, '', *protocols, sep='\n')
         for name, each in gaps.items():

@@ -82,13 +82,13 @@ def examples(sets: Mapping[str, Dataset]) -> Iterator[Example]:
         yield Example(dataset, name, tensor2img([data['lq'][0]]), clean)
 
 
-def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None], timed: bool = True) -> None:
+def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object], timed: bool = True) -> None:
     """Restore what has not been restored with the same options and weights, and measure the cost.
 
     Args:
         method: With options; its folder is made, and emptied if it holds what other options gave.
         sets: The test sets.
-        tell: Called with the name of each image before it is restored.
+        tell: Called before each image is restored.
         timed: Whether to measure the cost.
     """
     opt = {**method.opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False}
@@ -105,7 +105,7 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None]
     for dataset, name, data in items(sets):
         if len(timing) < TIMED_IMAGES:
             timing.append(data['lq'])
-        tell(f'{dataset}/{name}')
+        tell()
         target = method.folder / dataset / f'{name}.png'
         if target.is_file():
             continue

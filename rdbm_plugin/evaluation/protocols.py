@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from rdbm_plugin.config.options import OptionError, suggest
+from rdbm_plugin.config.options import OptionError, check_int, suggest
+from rdbm_plugin.evaluation.set_measures import MIN_IMAGES, Share, inception, share
 
 Image = NDArray[np.uint8]
 
@@ -76,6 +77,21 @@ def ssim_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'h
     return ssim(match_mean(img, img2), img2, crop_border)
 
 
+def fid(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower',
+        min_images: int = MIN_IMAGES['fid']) -> Share:
+    """Frechet Inception distance of a set to its ground truth (Heusel et al., arXiv 1706.08500): an image's share.
+
+    Sets of less than ``min_images`` are refused. Raises OptionError if torch-fidelity or its weights are missing.
+    """
+    return share('fid', _crop(img, crop_border), _crop(img2, crop_border), min_images)
+
+
+def kid(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower',
+        min_images: int = MIN_IMAGES['kid']) -> Share:
+    """Kernel Inception distance (Binkowski et al., arXiv 1801.01401), with its cubic kernel; see :func:`fid`."""
+    return share('kid', _crop(img, crop_border), _crop(img2, crop_border), min_images)
+
+
 def lpips(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower') -> float:
     """LPIPS (Zhang et al., arXiv 1801.03924) with AlexNet, by pyiqa. Lower is better.
 
@@ -126,7 +142,7 @@ def pyiqa_measure(metric: str) -> Any:
 
 
 def check_protocol(name: str, options: Mapping[str, Any]) -> None:
-    """Check what can go wrong with a metric of pyiqa before a run: it must load, and ``better`` be its direction.
+    """Check what can go wrong with what other packages measure: it must load, and ``better`` be its direction.
 
     Args:
         name: Any registered metric.
@@ -135,10 +151,15 @@ def check_protocol(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         OptionError: See above.
     """
-    if name not in ('lpips', 'pyiqa_score'):
+    if name in MIN_IMAGES:
+        check_int('min_images', options.get('min_images', MIN_IMAGES[name]), 2)
+        inception()
+        lower = True
+    elif name in ('lpips', 'pyiqa_score'):
+        lower = pyiqa_measure('lpips' if name == 'lpips' else options.get('metric', 'musiq')).lower_better
+    else:
         return
-    measure = pyiqa_measure('lpips' if name == 'lpips' else options.get('metric', 'musiq'))
-    better = 'lower' if measure.lower_better else 'higher'
+    better = 'lower' if lower else 'higher'
     if options.get('better') != better:
         raise OptionError(f'better: found {options.get("better")!r}; for this metric write "better: {better}".')
 

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rdbm_plugin.evaluation.set_measures import Share, combined, of_images
+
 Table = list[list[str]]
-PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-python', 'pyiqa')
+PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-python', 'pyiqa',
+            'torch-fidelity')
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,15 @@ class ImageScore:
 
     Attributes:
         image: Its name within the data set.
-        restored: Metric -> score of the restoration.
+        restored: Metric -> score of the restoration, or its share in a measure of the set.
         degraded: Metric -> score of the input.
         seconds: Wall time of the restoration.
         evaluations: Of the network.
     """
 
     image: str
-    restored: dict[str, float]
-    degraded: dict[str, float]
+    restored: dict[str, float | Share]
+    degraded: dict[str, float | Share]
     seconds: float
     evaluations: int
 
@@ -52,20 +55,21 @@ class SetScore:
     @classmethod
     def of(cls, scores: Sequence[ImageScore]) -> 'SetScore':
         """Of the images of a set."""
-        return cls(len(scores), _means([each.restored for each in scores]), _means([each.degraded for each in scores]),
+        return cls(len(scores), _joint([each.restored for each in scores]), _joint([each.degraded for each in scores]),
                    float(np.median([each.seconds for each in scores])), float(np.mean([s.evaluations for s in scores])))
 
     @classmethod
     def average(cls, sets: 'Iterable[SetScore]') -> 'SetScore':
         """Every set counts the same, however many images it has."""
         sets = list(sets)
-        return cls(sum(each.images for each in sets), _means([each.restored for each in sets]),
-                   _means([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
+        return cls(sum(each.images for each in sets), _joint([each.restored for each in sets]),
+                   _joint([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
                    float(np.mean([each.evaluations for each in sets])))
 
 
-def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {metric: float(np.mean([each[metric] for each in scores])) for metric in scores[0]}
+def _joint(scores: Sequence[Mapping[str, float | Share]]) -> dict[str, float]:
+    return {metric: combined([each[metric] for each in scores]) for metric in scores[0]
+            if all(metric in each for each in scores)}
 
 
 def with_average(sets: Mapping[str, SetScore]) -> dict[str, SetScore]:
@@ -102,10 +106,11 @@ def gain_table(sets: Mapping[str, SetScore], metric: str) -> str:
     """Degraded, restored and gain of each set and of their average, for the console."""
     rows = with_average(sets)
     places = digits(each.restored[metric] for each in rows.values())
-    table = [[metric, 'degraded', 'restored', 'gain']]
+    table = [[metric, 'degraded', 'restored', 'gain', 'images']]
     for name, each in rows.items():
         before, after = each.degraded[metric], each.restored[metric]
-        table.append([name, f'{before:.{places}f}', f'{after:.{places}f}', f'{after - before:+.{places}f}'])
+        table.append([name, f'{before:.{places}f}', f'{after:.{places}f}', f'{after - before:+.{places}f}',
+                      str(each.images)])
     return aligned(table)
 
 
@@ -134,8 +139,9 @@ def write_results(folder: Path, images: Mapping[str, Sequence[ImageScore]], opt:
     table = summary(sets)
     write_csv(folder / 'table.csv', table)
     (folder / 'table.md').write_text(markdown(table), encoding='utf-8')
-    metrics = list(next(iter(sets.values())).restored)
-    heading = ['set', 'image', *table[0][2:-2], 'seconds', 'evaluations']
+    metrics = list(of_images(next(iter(images.values()))[0].restored))
+    heading = ['set', 'image', *(title for metric in metrics for title in (f'{metric} degraded', metric)), 'seconds',
+               'evaluations']
     rows = [[name, each.image, *(group[metric] for metric in metrics for group in (each.degraded, each.restored)),
              f'{each.seconds:.4f}', each.evaluations] for name, scores in images.items() for each in scores]
     write_csv(folder / 'images.csv', [heading, *rows])

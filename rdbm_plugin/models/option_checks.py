@@ -1,6 +1,7 @@
 """What RDBMModel demands of its options, checked before anything is built. Needs BasicSR."""
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,20 @@ def _check_optimizer_number(where: str, key: str, value: Any) -> None:
                 raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
 
 
+def check_packages(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if the logger of a training needs what is not installed; BasicSR asks after folders are made.
+
+    Weights in safetensors are read by :func:`check_network`.
+    """
+    logger = (opt.get('logger') or {}) if opt.get('is_train') else {}
+    board, wandb = logger.get('use_tb_logger'), (logger.get('wandb') or {}).get('project') is not None
+    if wandb and not board:
+        raise OptionError('logger: wandb: it shows what TensorBoard gets; set use_tb_logger: true as well.')
+    for wanted, key, package in ((board, 'use_tb_logger', 'tensorboard'), (wandb, 'wandb: project', 'wandb')):
+        if wanted and find_spec(package) is None:
+            raise OptionError(f'logger: {key}: needs {package}, which is not installed; run: pip install {package}')
+
+
 def check_compiler(opt: Mapping[str, Any]) -> None:
     """Raise OptionError if ``train: compile`` is asked for where torch.compile does not work; takes seconds."""
     if not (opt.get('is_train') and opt['train'].get('compile')):
@@ -182,7 +197,8 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
         check_training(check_block(opt, 'train'), bridge)
 
 
-CHECKS = (check_values, check_devices, check_bridge, check_network, check_compiler, check_schedule, check_metrics)
+CHECKS = (check_values, check_packages, check_devices, check_bridge, check_network, check_compiler, check_schedule,
+          check_metrics)
 """Of the options of an RDBMModel."""
 
 

@@ -329,3 +329,14 @@ def test_what_is_no_code_base_is_named(tmp_path, name):
 def test_doctor_without_an_option_file_looks_at_the_installation():
     printed = doctor()
     assert f'Python {sys.version.split()[0]}' in printed and 'BasicSR with registries' in printed
+
+
+@pytest.mark.parametrize(('mark', 'name', 'works'), [
+    ('neosr/archs', 'neosr', 'experiments/results/NAME'), ('traiNNer/archs', 'traiNNer-redux', 'results/NAME'),
+    ('mmagic/registry.py', 'MMagic', 'rdbm_plugin.mmengine')])
+def test_code_bases_without_basicsr_are_told_what_works(tmp_path, mark, name, works):
+    (tmp_path / mark).mkdir(parents=True)
+    (tmp_path / 'train.py').write_text('import torch\n')
+    shown = doctor('--codebase', tmp_path)
+    assert f'{tmp_path}: {name}, which has no BasicSR' in shown and works in shown and 'rdbm compare' in shown
+    assert 'Nothing is to be changed.' in doctor('--install-into', tmp_path)

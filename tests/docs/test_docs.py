@@ -34,6 +34,15 @@ def test_links_lead_somewhere(page):
             assert heading in {re.sub(r'[^\w -]', '', each.lower()).replace(' ', '-') for each in headings}, link
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_picture_is_beside_the_command_that_makes_it(page):
+    blocks = TEXTS[page.name].split('\n\n')
+    for place, block in enumerate(blocks):
+        if '](' in block and re.search(r'!\[[^\]]*\]\(', block):
+            beside = blocks[max(0, place - 1):place + 2]
+            assert any(re.match('Made by .*(`|command)', each) for each in beside), block
+
+
 def test_files_that_they_name_exist():
     named = set(re.findall(r'(?:scripts|options|docs|tests|rdbm_plugin)/[\w/.]+\.(?:py|yml|jpg|png|md|sbatch)',
                            ' '.join(TEXTS.values())))

@@ -201,13 +201,13 @@ def test_an_untrained_file_says_how_to_train_it(folder):
 
 # -------------------------------------------------------------------------------------------------------------- tables
 
-ROWS = [Scores(DEGRADED, {'a': {'psnr': 99.0}}, None), Scores('one', {'a': {'psnr': 30.001}}, None),
-        Scores('t_wo', {'a': {'psnr': 30.004}}, None), Scores('three', {'a': {'psnr': 29.5}}, None)]
+ROWS = [Scores(name, {'a': {'psnr': value}}, None, {'a': 7}) for name, value in (
+    (DEGRADED, 99.0), ('one', 30.001), ('t_wo', 30.004), ('three', 29.5))]
 
 
 def test_values_that_look_equal_share_a_place_and_the_input_has_none():
     assert metric_table(ROWS, 'psnr', 'higher', '**{}**', '__{}__') == [
-        ['psnr', 'a'], [DEGRADED, '99.00'], ['one', '**30.00**'], ['t_wo', '**30.00**'], ['three', '__29.50__']]
+        ['psnr', 'a (7)'], [DEGRADED, '99.00'], ['one', '**30.00**'], ['t_wo', '**30.00**'], ['three', '__29.50__']]
     assert metric_table(ROWS, 'psnr', 'lower', '**{}**')[4] == ['three', '**29.50**']
 
 

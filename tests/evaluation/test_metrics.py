@@ -27,7 +27,7 @@ def pair():
 
 def test_every_protocol_is_registered():
     from basicsr.utils.registry import METRIC_REGISTRY
-    assert len(REGISTERED['METRIC']) == 8
+    assert len(REGISTERED['METRIC']) == 10
     assert all(entry.split(':')[1] in METRIC_REGISTRY for entry in REGISTERED['METRIC'])
 
 

@@ -35,14 +35,14 @@ def test_training_lowers_the_loss(trained):
 def test_validation_reports_every_task_their_average_and_pictures(trained):
     folder, log = trained
     table = log[log.rindex('Validation, 2 network evaluations an image:'):].splitlines()
-    assert table[1].split() == ['psnr', 'degraded', 'restored', 'gain']
+    assert table[1].split() == ['psnr', 'degraded', 'restored', 'gain', 'images']
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in table[2:8]}
     assert list(rows) == ['derain', 'lowlight', 'desnow', 'dehaze', 'deblur', 'average']
     tasks = [rows[name] for name in rows if name != 'average']
     for column in range(2):
         mean = sum(row[column] for row in tasks) / 5
         assert rows['average'][column] == pytest.approx(mean, abs=0.011)
-    assert all(restored - degraded == pytest.approx(gain, abs=0.011) for degraded, restored, gain in rows.values())
+    assert all(restored - degraded == pytest.approx(gain, abs=0.011) for degraded, restored, gain, _ in rows.values())
     assert (folder / RUN / 'visualization/before_after.png').stat().st_size > 1000
 
 
