@@ -75,14 +75,12 @@ def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
         return [(0, torch.ones(length))]
     largest = tile // GRID
     count = math.ceil((length - overlap) / (largest * GRID - overlap))
-    while True:
+    reach = None
+    while reach is None:
         least = math.ceil((length + (count - 1) * overlap) / count / GRID)
-        found = next((reach * GRID for reach in range(least, largest + 1)
-                      if _evenly_spread(length, reach * GRID, overlap, count)), None)
-        if found:
-            break
-        count += 1
-    reach = found
+        reach = next((each * GRID for each in range(least, largest + 1)
+                      if _evenly_spread(length, each * GRID, overlap, count)), None)
+        count += reach is None
     starts = _evenly_spread(length, reach, overlap, count)
     ends = [min(start + reach, length) for start in starts]
     total = torch.zeros(length)
