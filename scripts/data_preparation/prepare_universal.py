@@ -115,10 +115,7 @@ def tiles(height: int, width: int, size: int, step: int) -> Iterator[tuple[int, 
 def write(path: Path, image: NDArray[np.float32]) -> None:
     """Write an RGB image of [0, 1] as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ok, content = cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))
-    if not ok:
-        raise OSError(f'{path}: cannot be encoded')
-    write_atomically(path, content.tobytes())
+    write_atomically(path, cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))[1].tobytes())
 
 
 def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: int, size: int, step: int,

@@ -7,7 +7,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.registration import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED
 
 
 def score(kind, img, img2, **options):
