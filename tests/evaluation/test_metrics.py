@@ -6,8 +6,9 @@ import pytest
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from rdbm_plugin.config.options import OptionError
+import rdbm_plugin.registration  # noqa: F401
 from rdbm_plugin.basicsr_host.lookup import REGISTERED
+from rdbm_plugin.config.options import OptionError
 
 
 def score(kind, img, img2, **options):
