@@ -10,11 +10,9 @@ from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError, check_block, check_choice, check_keys
 from rdbm_plugin.data.inspection import check_headers
 from rdbm_plugin.models.option_checks import (
-    check_bridge,
-    check_compiler,
+    CHECKS,
     check_devices,
     check_metrics,
-    check_network,
     check_packages,
     check_schedule,
     check_unknown,
@@ -63,11 +61,8 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, header
 def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[], None]]:
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
-    ours = model.__module__.startswith('rdbm_plugin.')
-    first, own = ((), (check_foreign_model,))
-    if ours:
-        first, own = (check_unknown,), (check_bridge, check_network, check_compiler)
-    for check in (*first, check_values, check_packages, check_devices, *own, check_schedule, check_metrics):
+    of_others = (check_values, check_packages, check_devices, check_foreign_model, check_schedule, check_metrics)
+    for check in (check_unknown, *CHECKS) if model.__module__.startswith('rdbm_plugin.') else of_others:
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():
         yield partial(check_dataset, phase, dataset, opt.get('world_size', 1), headers)

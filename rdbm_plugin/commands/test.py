@@ -60,7 +60,7 @@ def sweep(steps: list[int]) -> None:
     found = {}
     for each in steps:
         name = f'{opt["name"]}_steps_{each}'
-        sys.argv = force(arguments, [f'name={name}', f'val:sampler:steps={each}'])
+        sys.argv = [*arguments, '--force_yml', f'name={name}', f'val:sampler:steps={each}']
         compat.new_log()
         test.test_pipeline(str(Path.cwd()))
         found[each] = Path('results', name, 'results.json')
@@ -71,15 +71,6 @@ def sweep(steps: list[int]) -> None:
         results = {each: json.loads(path.read_text(encoding='utf-8')) for each, path in found.items()}
         table = write_sweep(folder, results)
         logger.info(f'{folder.absolute()}:\n{table}')
-
-
-def force(arguments: list[str], changes: list[str]) -> list[str]:
-    """The command line with more entries after ``--force_yml``, which may be given once only."""
-    if '--force_yml' not in arguments:
-        return [*arguments, '--force_yml', *changes]
-    place = next(i for i in range(arguments.index('--force_yml') + 1, len(arguments) + 1)
-                 if i == len(arguments) or arguments[i].startswith('-'))
-    return [*arguments[:place], *changes, *arguments[place:]]
 
 
 def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@ import contextlib
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import BytesIO
@@ -108,14 +108,6 @@ def _check_installed(path: str | Path) -> None:
         raise ImageError(f'{path}: this format needs more than is installed; run: pip install {package}')
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warning of large images: there is a limit of our own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        yield
-
-
 def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
     import OpenEXR
     first, last = OpenEXR.File(BytesIO(content), header_only=True).header()['dataWindow']
@@ -132,8 +124,9 @@ def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
 def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], None]) -> Photo | None:
     """None if Pillow does not know the format, such as colours of floats, or OpenCV does not know its values."""
     try:
-        # It opens lazily: sizes are known before anything is decoded.
-        with _quiet():
+        # It opens lazily: sizes are known before anything is decoded. There is a limit of our own.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content))
     except Image.DecompressionBombError as error:
         raise ImageError(f'{name}: {error}') from None

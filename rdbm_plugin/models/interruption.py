@@ -46,23 +46,20 @@ class Interruption:
         """Whether any rank was asked to stop; every rank has to call this."""
         if self.group is None:
             return self.signal is not None
-        flag = torch.tensor([self.signal or 0])
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group)
-        return self._agree(flag)
+        return self._agree(self._ask())
 
     def asked_before(self) -> bool:
         """Whether any rank was asked to stop before the last call of this, the same on all ranks, without waiting."""
         if self.group is None:
             return self.signal is not None
-        pending = self._pending
-        flag = torch.tensor([self.signal or 0])
-        work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True)
-        self._pending = work, flag
-        if pending is None:
-            return False
-        pending[0].wait()
-        return self._agree(pending[1])
+        pending, self._pending = self._pending, self._ask()
+        return pending is not None and self._agree(pending)
 
-    def _agree(self, flag: torch.Tensor) -> bool:
-        self.signal = self.signal or int(flag) or None
-        return bool(flag)
+    def _ask(self) -> tuple[Any, torch.Tensor]:
+        flag = torch.tensor([self.signal or 0])
+        return distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True), flag
+
+    def _agree(self, asked: tuple[Any, torch.Tensor]) -> bool:
+        asked[0].wait()
+        self.signal = self.signal or int(asked[1]) or None
+        return bool(asked[1])

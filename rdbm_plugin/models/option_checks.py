@@ -197,6 +197,11 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
         check_training(check_block(opt, 'train'), bridge)
 
 
+CHECKS = (check_values, check_packages, check_devices, check_bridge, check_network, check_compiler, check_schedule,
+          check_metrics)
+"""Of the options of an RDBMModel."""
+
+
 def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
     """Check all of the options of an RDBMModel but its data.
 
@@ -207,9 +212,7 @@ def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
     Raises:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
-    first = (check_unknown,) if strict else ()
-    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics,
-                  check_compiler):
+    for check in (*([check_unknown] if strict else []), *CHECKS):
         check(opt)
 
 
