@@ -50,18 +50,15 @@ def main() -> int:
     check_sizes(opt)
     names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
                                        for given in args.methods])
-    methods = []
-    for name, given in zip(names, args.methods):
-        if Path(given).is_dir():
-            methods.append(Method(name, Path(given)))
-            continue
-        method = Method(name, Path(args.out, 'methods', name))
+    methods = [Method(name, Path(given) if Path(given).is_dir() else Path(args.out, 'methods', name))
+               for name, given in zip(names, args.methods)]
+    for method, given in zip(methods, args.methods):
         try:
-            method.opt = read_test_options(given, args.force_yml)
-            check_options({**method.opt, 'datasets': {}})
+            if given in files:
+                method.opt = read_test_options(given, args.force_yml)
+                check_options({**method.opt, 'datasets': {}})
         except OptionError as error:
             method.fault = str(error)
-        methods.append(method)
     comparison.restore(methods, timed=not args.no_cost)
     comparison.score(methods, args.page_images)
     comparison.write(methods)
@@ -72,9 +69,6 @@ def read_test_options(file: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Options of a file for a test, as BasicSR's test script reads them, whether it is for training or for a test.
 
     The checkpoint is the one the file names; a file for training stands for what it trained.
-
-    Raises:
-        OptionError: The file cannot be read, or its network has not been trained.
     """
     from rdbm_plugin.commands import pipeline
     opt = pipeline.read_options(file, changes)

@@ -95,8 +95,8 @@ def build(gradio: Any, args: Namespace, folder: Path) -> Any:
             with gradio.Column(scale=2):
                 results = []
                 for name in names:
-                    results.append(gradio.ImageSlider(label=f'before and after: {name}', interactive=False, height=560))
-                    results.append(gradio.DownloadButton(f'Download ({name})', visible=False))
+                    results += [gradio.ImageSlider(label=f'before and after: {name}', interactive=False, height=560),
+                                gradio.DownloadButton(f'Download ({name})', visible=False)]
         button.click(restore, [photo, steps, weights], results)
     return page
 

@@ -38,16 +38,8 @@ def parse_options(root_path: str, is_train: bool = True,
                   arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
     """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
 
-    BasicSR runs both as programs, and seeds before the changes are made. ``--local-rank`` is what
-    torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
-
-    Args:
-        root_path: Folder that experiments/ and results/ are made in.
-        is_train: Whether the file is for a training.
-        arguments: Default: those of the command line.
-
-    Raises:
-        OptionError: Naming file, key, line or change.
+    BasicSR runs both as programs, and seeds before the changes are made. ``arguments`` are by default those of the
+    command line; ``--local-rank`` is what torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
@@ -106,11 +98,7 @@ def check_before_writing(script: ModuleType) -> None:
 
 
 def test_of_training(opt: dict[str, Any], file: str, name: str) -> None:
-    """Turn options of a training into those of a test of ``experiments/NAME``, on the validation sets.
-
-    Raises:
-        OptionError: It has not been trained.
-    """
+    """Turn options of a training into those of a test of ``experiments/NAME``, on the validation sets."""
     weights = Path('experiments', name, 'models', 'net_g_latest.pth')
     if not weights.is_file():
         raise OptionError(f'{file}: not trained yet: no {weights}; run: rdbm train -opt {file}')
@@ -134,8 +122,8 @@ def know_more_optimizers() -> None:
     BaseModel.get_optimizer = get_optimizer
 
 
-def go_on_exactly(script: ModuleType) -> None:
-    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train go on within an epoch, from whole files alone.
+def resume_exactly(script: ModuleType) -> None:
+    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train resume within an epoch, from whole files alone.
 
     BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
     working directory only. Models that have no ``attach`` keep BasicSR's data order.
@@ -155,8 +143,8 @@ def go_on_exactly(script: ModuleType) -> None:
 
     def make_set(dataset_opt: dict[str, Any]) -> Any:
         dataset = build_set(dataset_opt)
-        training = dataset_opt['phase'] == 'train'
-        return SeededDataset(dataset) if training and not isinstance(dataset, MixedDataset) else dataset
+        mixed = isinstance(dataset, MixedDataset)
+        return dataset if mixed or dataset_opt['phase'] != 'train' else SeededDataset(dataset)
 
     def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
         if issubclass(registered('MODEL')[opt['model_type']], RDBMModel):
@@ -202,12 +190,10 @@ class SurvivingBoard:
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from, None for a new run; replaces BasicSR's function of this name.
+    """The state to resume from, None for a new run; replaces BasicSR's function of this name.
 
-    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named.
-
-    Raises:
-        OptionError: The state asked for, or every state of the run, is damaged.
+    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named. Raises
+    OptionError if the state asked for, or every state of the run, is damaged.
     """
     path, state = opt['path'].get('resume_state'), None
     if opt['auto_resume']:

@@ -17,10 +17,12 @@ and BasicSR's arguments:
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and test; results/ is made in the working directory."""
-    parser = ArgumentParser(add_help=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--steps')
+    parser.add_argument('--force_yml', nargs='+', default=[])
     given, rest = parser.parse_known_args()
-    sys.argv[1:] = rest
+    forcing = [*rest, '--force_yml', *given.force_yml]
+    sys.argv[1:] = forcing if given.force_yml else rest
     if {'-h', '--help'} & set(rest):
         print(EXPLANATION)
 
@@ -36,22 +38,19 @@ def main() -> None:
         return
     if not all(part.isdigit() for part in given.steps.split(',')):
         raise OptionError(f'--steps: found {given.steps!r}; expected whole numbers with commas, such as 1,2,5,10.')
-    sweep(sorted({int(part) for part in given.steps.split(',')}))
+    sweep(sorted({int(part) for part in given.steps.split(',')}), forcing)
     compat.end_distributed()
 
 
-def sweep(steps: list[int]) -> None:
-    """Test once for each number of steps, and write table and plot.
+def sweep(steps: list[int], forcing: list[str]) -> None:
+    """Test once for each number of steps, and write table and plot; nothing is run if the sampler cannot take one.
 
-    Raises:
-        OptionError: A number is not possible with the option file's sampler; nothing has been run then.
+    ``forcing`` is a command line that ends with ``--force_yml`` and its changes, to which more are added.
     """
     from basicsr import test
     from basicsr.utils import get_root_logger, mkdir_and_rename
 
-    from rdbm_plugin.basicsr_host import compat
     from rdbm_plugin.models.option_checks import check_bridge
-    arguments = list(sys.argv)
     opt, _ = test.parse_options(str(Path.cwd()), is_train=False)
     if not isinstance((opt.get('val') or {}).get('sampler'), dict):
         raise OptionError('--steps: the option file has no "val: sampler:" block whose steps could be set.')
@@ -60,7 +59,7 @@ def sweep(steps: list[int]) -> None:
     found = {}
     for each in steps:
         name = f'{opt["name"]}_steps_{each}'
-        sys.argv = force(arguments, [f'name={name}', f'val:sampler:steps={each}'])
+        sys.argv[1:] = [*forcing, f'name={name}', f'val:sampler:steps={each}']
         compat.new_log()
         test.test_pipeline(str(Path.cwd()))
         found[each] = Path('results', name, 'results.json')
@@ -73,21 +72,10 @@ def sweep(steps: list[int]) -> None:
         logger.info(f'{folder.absolute()}:\n{table}')
 
 
-def force(arguments: list[str], changes: list[str]) -> list[str]:
-    """The command line with more entries after ``--force_yml``, which may be given once only."""
-    if '--force_yml' not in arguments:
-        return [*arguments, '--force_yml', *changes]
-    place = next(i for i in range(arguments.index('--force_yml') + 1, len(arguments) + 1)
-                 if i == len(arguments) or arguments[i].startswith('-'))
-    return [*arguments[:place], *changes, *arguments[place:]]
-
-
 def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
     """Write ``table.csv``, ``table.md``, ``table.json`` and, with matplotlib, ``plot.png``; return the table as text.
 
-    Args:
-        folder: Where to; it exists.
-        results: Steps -> content of ``results.json``.
+    ``results`` is steps -> content of ``results.json``.
     """
     from rdbm_plugin.archs.complexity import giga_multiply_adds
     from rdbm_plugin.basicsr_host.lookup import registered

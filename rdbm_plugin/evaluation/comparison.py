@@ -14,32 +14,12 @@ from tqdm import tqdm
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import SUFFIXES
 from rdbm_plugin.data.inspection import names
-from rdbm_plugin.evaluation import page, pictures
-from rdbm_plugin.evaluation.methods import (
-    Example,
-    Method,
-    Picture,
-    examples,
-    find_picture,
-    folders_of,
-    read_picture,
-    read_sets,
-    run,
-)
-from rdbm_plugin.evaluation.results import (
-    ImageScore,
-    SetScore,
-    Table,
-    aligned,
-    markdown,
-    plain,
-    versions,
-    with_average,
-    write_csv,
-)
+from rdbm_plugin.evaluation import page, pictures, results
+from rdbm_plugin.evaluation.methods import Example, Method, examples, find_picture, read_picture, read_sets, run
+from rdbm_plugin.evaluation.results import ImageScore, SetScore
 from rdbm_plugin.evaluation.scoring import scores
 from rdbm_plugin.evaluation.set_measures import of_images
-from rdbm_plugin.evaluation.tables import DEGRADED, Scores, cost_table, latex, long_table, metric_table
+from rdbm_plugin.evaluation.tables import DEGRADED, Scores, all_tables, latex, long_table
 
 CROP = 96
 """Side in pixels of the crops in the grid."""
@@ -49,12 +29,8 @@ class Comparison:
     """Scores of several methods on the same images.
 
     Args:
-        file: Name of the option file with the test sets and metrics.
-        opt: What it holds.
+        file, opt: Name and content of the option file with the test sets and metrics.
         out: Folder of everything that is written.
-
-    Raises:
-        OptionError: The file has no test sets or no metrics.
     """
 
     def __init__(self, file: str, opt: Mapping[str, Any], out: Path) -> None:
@@ -66,7 +42,7 @@ class Comparison:
         self.file, self.out = file, out
         self.found: dict[str, dict[str, list[ImageScore]]] = {}
         self.shown: list[dict[str, Any]] = []
-        self.crops: dict[str, dict[str, Picture]] = {}
+        self.crops: dict[str, dict[str, pictures.Picture]] = {}
 
     def restore(self, methods: Sequence[Method], timed: bool) -> None:
         """Run the methods that have options; one that fails keeps its fault and stops no other."""
@@ -95,7 +71,7 @@ class Comparison:
                 if method.fault:
                     continue
                 try:
-                    path = find_picture(method.folder, example.dataset, example.name)
+                    path = find_picture(method, example.dataset, example.name)
                     used[method.name].add(path)
                     pictures[method.name] = read_picture(path, example.clean)
                 except OptionError as error:
@@ -120,7 +96,7 @@ class Comparison:
         if method.name not in self.found:
             method.fault = method.gaps[0]
             return
-        there = {path for dataset in self.sets for folder in folders_of(method.folder, dataset)
+        there = {path for dataset in self.sets for folder in method.folders(dataset)
                  for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES}
         others = sorted(str(path.relative_to(method.folder)) for path in there - used)
         if others:
@@ -129,7 +105,7 @@ class Comparison:
     def _images(self, name: str) -> int:
         return sum(map(len, self.found[name].values()))
 
-    def _show(self, example: Example, pictures: Mapping[str, Picture]) -> None:
+    def _show(self, example: Example, pictures: Mapping[str, pictures.Picture]) -> None:
         last = {name: of_images(sets[example.dataset][-1].restored) for name, sets in self.found.items()
                 if sets.get(example.dataset) and sets[example.dataset][-1].image == example.name}
         self.shown.append(page.picture_entry(example.dataset, example.name, pictures, example.clean, last))
@@ -141,7 +117,8 @@ class Comparison:
         costs = {method.name: method.cost for method in methods if not method.fault}
         incomplete = {name: f'{name} ({self._images(name)} of {self.total} images)' for name in costs
                       if self._images(name) < self.total}
-        scored = {name: with_average({dataset: self._score(images, dataset) for dataset, images in sets.items()})
+        scored = {name: results.with_average({dataset: self._score(images, dataset)
+                                              for dataset, images in sets.items()})
                   for name, sets in self.found.items() if name == DEGRADED or name in costs}
         return [Scores(incomplete.get(name, name), {dataset: each.restored for dataset, each in sets.items()},
                        costs.get(name), {dataset: each.images for dataset, each in sets.items()})
@@ -159,25 +136,22 @@ class Comparison:
         gaps = {method.name: method.gaps for method in methods if method.gaps and not method.fault}
         protocols = [protocol(name, block) for name, block in self.metrics.items()]
 
-        def tables(*marks: str) -> list[Table]:
-            made = [metric_table(rows, metric, better, *marks) for metric, better in self.better.items()]
-            return [table for table in [*made, cost_table(rows)] if len(table) > 1]
-
-        text, marked = '\n\n'.join(map(aligned, tables())), tables('**{}**', '<u>{}</u>')
-        write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
+        text = '\n\n'.join(map(results.aligned, all_tables(rows, self.better)))
+        marked = all_tables(rows, self.better, '**{}**', '<u>{}</u>')
+        results.write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
         alone = of_images(next(iter(self.found[DEGRADED].values()))[0].restored)
-        write_csv(self.out / 'images.csv', [['method', 'set', 'image', *alone], *(
+        results.write_csv(self.out / 'images.csv', [['method', 'set', 'image', *alone], *(
             [name, dataset, each.image, *map(repr, of_images(each.restored).values())]
             for name, sets in self.found.items() for dataset, images in sets.items() for each in images)])
-        (self.out / 'table.md').write_text('\n'.join([*map(markdown, marked), *(
+        (self.out / 'table.md').write_text('\n'.join([*map(results.markdown, marked), *(
             f'- {line}' for line in protocols), '']), encoding='utf-8')
         (self.out / 'table.tex').write_text(latex(rows, self.better) + ''.join(
             f'% {line}\n' for line in protocols), encoding='utf-8')
         about = {'test sets and metrics from': self.file, 'metrics': self.metrics, 'left out': gaps,
-                 'multiply-adds': 'of one evaluation at 3x256x256', 'versions': versions(),
+                 'multiply-adds': 'of one evaluation at 3x256x256', 'versions': results.versions(),
                  'options': {method.name: method.opt for method in methods if method.opt}}
         content = {'faults': faults, 'rows': [row._asdict() for row in rows], **about}
-        (self.out / 'comparison.json').write_text(json.dumps(plain(content), indent=1), encoding='utf-8')
+        (self.out / 'comparison.json').write_text(json.dumps(results.plain(content), indent=1), encoding='utf-8')
         title = 'Comparison of ' + (', '.join(method.name for method in methods) if len(methods) <= 3 else
                                     f'{len(methods)} methods')
         notes = [f'{name}: {gap}' for name, each in gaps.items() for gap in each]
@@ -206,7 +180,7 @@ def protocol(name: str, block: Mapping[str, Any]) -> str:
     return f'{name}: {block["type"]}' + (f' ({options})' if options else '')
 
 
-def zoomed(example: Example, pictures: Mapping[str, Picture]) -> dict[str, Picture]:
+def zoomed(example: Example, pictures: Mapping[str, pictures.Picture]) -> dict[str, pictures.Picture]:
     """The same crop of all pictures, where they differ most, after an overview with its frame."""
     shown = {**pictures, **({} if example.clean is None else {'clean': example.clean})}
     same = [picture for picture in shown.values() if picture.shape == example.degraded.shape]

@@ -124,7 +124,7 @@ class Validator:
             return
         logger = get_root_logger()
         sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
-        evaluations = SetScore.average(sets.values()).evaluations
+        evaluations = SetScore.of([*sets.values()]).evaluations
         for metric in next(reversed(sets.values())).restored:
             logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{gain_table(sets, metric)}')
         path = Path(self.opt['path']['visualization'], 'before_after.png')

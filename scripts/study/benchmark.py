@@ -167,7 +167,7 @@ def growth(args: Namespace) -> Iterator[dict[str, Any]]:
             run = inference(lambda call=call, mu=mu, t=t: call(mu, mu, t))
             rounds = Namespace(**{**vars(args), 'rounds': args.rounds if size <= 512 else 3 if size <= 1024 else 1})
             seconds.append(statistics.median(in_turn(rounds, run)[0]))
-            with cost.PeakMemory(torch.device(args.device)) as peak:
+            with cost.peak_memory(torch.device(args.device)) as peak:
                 run()
             memory.append(peak.mib)
             print(f'   {title} {size}x{size}: {seconds[-1]:.3f} s, {memory[-1] or 0:.0f} MiB', flush=True)
