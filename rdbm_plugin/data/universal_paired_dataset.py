@@ -1,5 +1,6 @@
 """Pairs of several restoration tasks from folders or LMDBs, mixed in exact shares."""
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,22 +73,19 @@ class UniversalPairedDataset(MixedDataset):
             self.start_order(sizes, self._counts(sizes), sum(sizes))
 
     def _counts(self, sizes: list[int]) -> list[int]:
-        quotas = [task.quota for task in self.tasks]
-        weights = [task.weight for task in self.tasks]
-        ways = [any(q is not None for q in quotas), any(w is not None for w in weights), self.temperature is not None]
-        if sum(ways) > 1:
+        ways = [way for way in ('quota', 'weight') if any(getattr(task, way) is not None for task in self.tasks)]
+        if len(ways) + (self.temperature is not None) > 1:
             raise OptionError('quota, weight and temperature exclude one another; keep one of them.')
-        for way, values, found in (('quota', quotas, ways[0]), ('weight', weights, ways[1])):
-            if found and None in values:
-                missing = self.tasks[values.index(None)].name
-                raise OptionError(f'tasks: {missing}: {way} is missing; other tasks have it, so all need it.')
-        if ways[2]:
+        for way, task in product(ways, self.tasks):
+            if getattr(task, way) is None:
+                raise OptionError(f'tasks: {task.name}: {way} is missing; other tasks have it, so all need it.')
+        if self.temperature is not None:
             return counts_of_weights(np.asarray(sizes, np.float64) ** (1 / self.temperature))
-        if ways[1]:
-            return counts_of_weights(weights)
-        counts = quotas if ways[0] else [1] * len(sizes)
+        if ways == ['weight']:
+            return counts_of_weights([task.weight for task in self.tasks])
+        counts = [task.quota or 1 for task in self.tasks]
         batch = self.opt.get('batch_size_per_gpu')
-        if ways[0] and batch is not None and batch % sum(counts):
+        if ways and batch is not None and batch % sum(counts):
             raise OptionError(f'batch_size_per_gpu: found {batch}, but the quotas {" + ".join(map(str, counts))} sum '
                               f'to {sum(counts)}; make it that or a multiple.')
         return counts
