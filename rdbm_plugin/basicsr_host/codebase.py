@@ -57,7 +57,7 @@ _MODULES = {
     SCANS: {'basicsr/models/rdbm_model.py': ('from rdbm_plugin.models.fork_model import RDBMModel',),
             'basicsr/models/archs/rdbm_arch.py': _imports('ARCH'), 'basicsr/data/rdbm_dataset.py': _imports('DATASET')},
 }
-"""Kind -> file -> what it imports. A code base goes on working when the plugin is uninstalled."""
+"""Kind -> file -> what it imports. A code base still works when the plugin is uninstalled."""
 _PACKAGE = 'basicsr/__init__.py'
 
 

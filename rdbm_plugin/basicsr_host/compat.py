@@ -31,7 +31,7 @@ class _FunctionalTensor(MetaPathFinder, Loader):
 def provide_functional_tensor() -> None:
     """Let BasicSR 1.4.2 import under torchvision >= 0.17.
 
-    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder stands last,
+    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder comes last,
     so that a torchvision that still has the module wins, and does nothing until somebody asks for that name.
     """
     if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):

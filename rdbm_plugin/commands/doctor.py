@@ -122,7 +122,7 @@ def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
     # Not by find_spec of the module itself: within rdbm it can be imported always.
     torchvision = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
     if found.outdated and not any(Path(each, 'transforms/functional_tensor.py').is_file() for each in torchvision):
-        yield Finding('note', 'codebase', f'{found.outdated[0]} imports what this torchvision has no more: "rdbm" '
+        yield Finding('note', 'codebase', f'{found.outdated[0]} imports what torchvision has removed: "rdbm" '
                                           'works, BasicSR\'s own scripts do after "rdbm doctor --fix".')
     if not found.package and any(distributions(name='basicsr')):
         yield Finding('warning', 'codebase', f'{found.root}/basicsr has no __init__.py, so that Python prefers the '

@@ -185,7 +185,7 @@ class SurvivingBoard:
                     getattr(self.board, name)(*args, **kwargs)
             except OSError as error:
                 self.board = None
-                get_root_logger().warning(f'TensorBoard can write no more: {error}. Training goes on without.')
+                get_root_logger().warning(f'TensorBoard cannot write any more: {error}. Training continues without it.')
         return call
 
 

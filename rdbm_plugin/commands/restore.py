@@ -23,7 +23,7 @@ from rdbm_plugin.inference.tiling import OVERLAP
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 
 THREADS = 2
-"""That read, and as many that write."""
+"""For reading, and the same number for writing."""
 GPU_BATCH = 8
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 
@@ -47,7 +47,7 @@ def arguments() -> Namespace:
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--seed', type=int, default=0, help='of the noise, where the sampler adds any')
     parser.add_argument('--compare', action='store_true', help='also write NAME_compare.png with before and after')
-    parser.add_argument('--batch', type=int, help='pictures of one size at once (default: 8 on a GPU, 1 on a CPU)')
+    parser.add_argument('--batch', type=int, help='pictures of equal size at once (default: 8 on a GPU, 1 on a CPU)')
     parser.add_argument('--skip-existing', action='store_true', help='leave out what is in the output folder already')
     parser.add_argument('--max-megapixels', type=float, default=MAX_MEGAPIXELS, help='larger images are refused')
     args = parser.parse_args()
@@ -135,8 +135,8 @@ class Job(NamedTuple):
 def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tqdm) -> list[str]:
     """Restore all pictures, and return what is wrong with those that could not be.
 
-    Pictures are read ahead and written behind the network by threads; such of one size that follow one another go
-    through it as a batch, each with the noise that it would have alone.
+    Threads read ahead and write behind the network. Pictures of equal size that follow each other form a batch, each
+    with the noise that it would have alone.
     """
     faults: list[str] = []
 

@@ -33,8 +33,7 @@ class ImageSource:
         key: Option key that errors name.
         names: Only these images of a folder.
 
-    Raises:
-        OptionError: There is no such root, or no image in it.
+    Raises OptionError if there is no such root, or no image in it.
     """
 
     def __init__(self, root: str | Path, backend: str | None = None, key: str = 'dataroot',
@@ -88,11 +87,7 @@ class ImageSource:
         return folder in (self.root / self.name(index)).parents
 
     def read(self, index: int) -> bytes:
-        """The encoded image.
-
-        Raises:
-            ImageError: It cannot be read.
-        """
+        """The encoded image; raises ImageError if it cannot be read."""
         if self.is_lmdb:
             with _environment(str(self.root)).begin() as transaction:
                 content = transaction.get(self._names[index])
@@ -124,8 +119,7 @@ def below_one_root(sources: Sequence[ImageSource], key: str) -> ImageSource:
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode to RGB, (H, W, 3), of 8 or 16 bits as stored; gray is repeated, alpha is dropped.
 
-    Raises:
-        ImageError: The content is empty, truncated or no image; the message begins with ``name``.
+    Raises ImageError, beginning with ``name``, if the content is empty, truncated or no image.
     """
     fault = 'is empty' if not content else 'is truncated' if _is_truncated(content) else None
     image = None

@@ -44,8 +44,8 @@ class UniversalPairedDataset(MixedDataset):
             - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, gt_border, quota or weight}``.
               ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
               :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. Of lists of folders those at one place
-              belong together. ``gt_border``: pixels to cut from each
-              side of the clean images, 10 for SOTS indoor, default 0.
+              belong together. ``gt_border``: pixels to cut from each side of the clean images, 10 for SOTS indoor,
+              default 0.
             - ``temperature``: see above.
             - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
@@ -124,7 +124,7 @@ class UniversalPairedDataset(MixedDataset):
             gt = gt[source.gt_border:-source.gt_border, source.gt_border:-source.gt_border]
         if gt.shape != lq.shape:
             raise ImageError(f'{source.lq.path(lq_index)}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image '
-                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs need one size.')
+                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs must be of equal size.')
         return gt, lq
 
     def _crop(self, gt: NDArray[Any], lq: NDArray[Any], rng: Generator) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -143,11 +143,7 @@ class UniversalPairedDataset(MixedDataset):
 
 
 def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) -> Task:
-    """Open the sources of one task and pair them.
-
-    Raises:
-        OptionError: Naming the task and the key.
-    """
+    """Open the sources of one task and pair them; raises OptionError naming the task and the key."""
     if not isinstance(block, Mapping):
         raise OptionError(f'tasks: {name}: found {block!r}; expected {{dataroot_gt: ..., dataroot_lq: ...}}.')
     check_keys(f'tasks: {name}', block, _read_task)

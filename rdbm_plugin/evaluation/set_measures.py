@@ -26,7 +26,7 @@ smallest set that papers on restoration commonly report (Rain100).
 """
 
 KID_SUBSET = 1000
-"""KID is the mean over 100 random subsets of so many, as its authors have it; a smaller set is one."""
+"""Images in each of the 100 random subsets that KID is averaged over, as its authors do; smaller sets are one."""
 
 
 @dataclass(frozen=True, eq=False)
