@@ -131,7 +131,7 @@ def look_at(root: str | Path) -> Codebase:
             if (root / mark).exists():
                 return Codebase(root, name)
         scripts = [path for path in (basicsr / 'train.py', root / 'train.py', *sorted(root.glob('*/train.py')))
-                   if path.is_file() and _imports_basicsr(path)]
+                   if path.is_file() and _IMPORT.search(_text(path))]
         if not (basicsr.is_dir() or scripts):
             raise OptionError(f'{root}: no folder basicsr in it, and no training script that imports an installed '
                               'BasicSR; expected the top folder of a BasicSR code base.')
@@ -152,15 +152,9 @@ def look_at(root: str | Path) -> Codebase:
         raise OptionError(f'{basicsr}: cannot be read: {error}') from None
 
 
+_IMPORT = re.compile(r'^\s*(?:from|import) basicsr\b', re.MULTILINE)
 _LONG = re.compile(r'add_argument\(\s*[\'"]--opt[\'"]')
 _REQUIREMENT = re.compile(r'\bbasicsr\s*(?:[=<>!~]=?=?\s*[\w.*]+(?:\s*,\s*[=<>!~]=?\s*[\w.*]+)*)?', re.IGNORECASE)
-
-
-def _imports_basicsr(path: Path) -> bool:
-    names = {name for node in ast.walk(ast.parse(path.read_bytes()))
-             for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                          [node.module or ''] if isinstance(node, ast.ImportFrom) else [])}
-    return any(name.split('.')[0] == 'basicsr' for name in names)
 
 
 def _pinned(root: Path) -> str | None:
@@ -182,12 +176,10 @@ def _kind(basicsr: Path) -> str:
 
 def _reads_yaml_safely(utils: Path) -> bool:
     """Whether options are read by a loader that follows no tags of Python's."""
-    names = set()
-    for path in (utils / 'options.py', utils / 'misc.py'):
-        for node in ast.walk(ast.parse(path.read_bytes())) if path.is_file() else ():
-            names |= {getattr(node, key) for key in ('name', 'id', 'attr') if isinstance(getattr(node, key, None), str)}
+    code = [ast.unparse(ast.parse(path.read_bytes())) for path in (utils / 'options.py', utils / 'misc.py')
+            if path.is_file()]
     # FullLoader follows a tag to what has been imported already, and to nothing else.
-    return not names.isdisjoint({'SafeLoader', 'CSafeLoader', 'safe_load', 'FullLoader', 'CFullLoader', 'full_load'})
+    return re.search(r'\b(C?(Safe|Full)Loader|(safe|full)_load)\b', ' '.join(code)) is not None
 
 
 def installation(codebase: Codebase) -> list[Change]:

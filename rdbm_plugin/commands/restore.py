@@ -57,9 +57,9 @@ def arguments() -> Namespace:
 
 
 def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str], Counter[str]]:
-    """Input and output file of each image, what is wrong with inputs, and how many files of folders are no images.
+    """Input and output file of each image, faults of the inputs, and how many files of each suffix are left out.
 
-    The last by suffix; formats count among them that need more than is installed.
+    Those are files in folders that are no image, or whose format needs more than is installed.
     """
     files: dict[Path, Path] = {}
     faults = []
@@ -73,7 +73,8 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
             what = 'no image in the folder' if path.is_dir() else 'no such file, folder or pattern:'
             faults.append(f'{what} {given}')
         for source, name in found:
-            target = Path(out) if single else Path(out) / _writable(name)
+            name = name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
+            target = Path(out) if single else Path(out) / name
             if target.resolve() in sources:
                 faults.append(f'{source}: the output would replace the input {target}; choose another folder with -o.')
             elif target in files:
@@ -100,10 +101,6 @@ def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Pat
     for each in [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True))):
         if each.is_file():
             yield each, Path(each.name)
-
-
-def _writable(name: Path) -> Path:
-    return name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
 
 
 def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:

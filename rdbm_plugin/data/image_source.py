@@ -1,5 +1,6 @@
 """Encoded images by name, from a folder or an LMDB, and their decoding."""
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -164,8 +165,7 @@ def to_float(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 
 def same_stems(source: ImageSource) -> Sequence[str]:
     """Names that occur twice, with different suffixes."""
-    stems, counts = np.unique(np.array(source.stems()), return_counts=True)
-    return stems[counts > 1].tolist()
+    return sorted(stem for stem, count in Counter(source.stems()).items() if count > 1)
 
 
 _environments: dict[str, lmdb.Environment] = {}

@@ -1,10 +1,11 @@
 """Writing LMDBs that BasicSR reads. Needs lmdb only."""
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import lmdb
+
+from rdbm_plugin.config.atomic_write import write_atomically
 
 
 def write_lmdb(path: str | Path, images: Iterable[tuple[str, bytes, tuple[int, int, int]]],
@@ -44,15 +45,13 @@ def write_lmdb(path: str | Path, images: Iterable[tuple[str, bytes, tuple[int, i
                 lines[key] = f'{key}.png ({",".join(map(str, shape))}) 1\n'
                 _put(environment, key.encode(), content)
             environment.sync(True)
-        with open(partial / 'meta_info.txt', 'w', encoding='utf-8') as file:
-            file.writelines(line for _, line in sorted(lines.items()))
-            file.flush()
-            os.fsync(file.fileno())
+        meta_info = ''.join(line for _, line in sorted(lines.items()))
+        write_atomically(partial / 'meta_info.txt', meta_info.encode(), lasting=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     (partial / 'lock.mdb').unlink(missing_ok=True)
-    os.rename(partial, path)
+    partial.rename(path)
 
 
 def _put(environment: lmdb.Environment, key: bytes, content: bytes) -> None:

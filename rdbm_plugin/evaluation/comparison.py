@@ -1,6 +1,7 @@
 """Running a comparison from test sets to tables, pictures and page. Needs BasicSR."""
 import json
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ class Comparison:
             raise OptionError(f'{file}: val: metrics: missing; there is nothing to compare by.')
         self.better = {name: each.get('better', 'higher') for name, each in self.metrics.items()}
         self.sets = read_sets(opt)
+        self.total = sum(map(len, self.sets.values()))
         self.file, self.out = file, out
         self.found: dict[str, dict[str, list[ImageScore]]] = {}
         self.shown: list[dict[str, Any]] = []
@@ -49,8 +51,7 @@ class Comparison:
         for method in methods:
             if method.opt is None or method.fault:
                 continue
-            total = sum(map(len, self.sets.values()))
-            with tqdm(total=total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
+            with tqdm(total=self.total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
                 try:
                     run(method, self.sets, bar.update, timed)
                 except Exception as error:
@@ -62,14 +63,11 @@ class Comparison:
 
         A method that was run here must have all of them. Of a folder of finished results those that fit are taken.
         """
-        self.total = sum(map(len, self.sets.values()))
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         used: dict[str, set[Path]] = {method.name: set() for method in methods}
         for example in tqdm(examples(self.sets), total=self.total, desc='Score', unit='image', leave=False):
             pictures = {DEGRADED: example.degraded}
-            for method in methods:
-                if method.fault:
-                    continue
+            for method in (each for each in methods if not each.fault):
                 try:
                     path = find_picture(method, example.dataset, example.name)
                     used[method.name].add(path)
@@ -85,7 +83,7 @@ class Comparison:
                 found = scores(picture, example.clean, self.metrics, example.dataset)
                 entry = ImageScore(example.name, found, {}, 0.0, 0)
                 self.found.setdefault(name, {}).setdefault(example.dataset, []).append(entry)
-            counts[example.dataset] = counts.get(example.dataset, 0) + 1
+            counts[example.dataset] += 1
             if counts[example.dataset] <= page_images:
                 self._show(example, pictures)
         for method in methods:
@@ -102,9 +100,6 @@ class Comparison:
         if others:
             method.gaps.append(f'{method.folder}: {len(others)} pictures belong to no test image: {names(others)}')
 
-    def _images(self, name: str) -> int:
-        return sum(map(len, self.found[name].values()))
-
     def _show(self, example: Example, pictures: Mapping[str, pictures.Picture]) -> None:
         last = {name: of_images(sets[example.dataset][-1].restored) for name, sets in self.found.items()
                 if sets.get(example.dataset) and sets[example.dataset][-1].image == example.name}
@@ -115,8 +110,9 @@ class Comparison:
     def rows(self, methods: Sequence[Method]) -> list[Scores]:
         """Means of the degraded images and of every method that did not fail."""
         costs = {method.name: method.cost for method in methods if not method.fault}
-        incomplete = {name: f'{name} ({self._images(name)} of {self.total} images)' for name in costs
-                      if self._images(name) < self.total}
+        counts = {name: sum(map(len, self.found[name].values())) for name in costs}
+        incomplete = {name: f'{name} ({count} of {self.total} images)' for name, count in counts.items()
+                      if count < self.total}
         scored = {name: results.with_average({dataset: self._score(images, dataset)
                                               for dataset, images in sets.items()})
                   for name, sets in self.found.items() if name == DEGRADED or name in costs}
