@@ -19,7 +19,7 @@ DEMO = ['gradio>=5.30']
 HEIC = ['pillow-heif>=1']
 EXR = ['OpenEXR>=3.5']
 ONNX = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.23']
-DOCS = ['mkdocs>=1.6', 'mkdocstrings[python]>=0.27']
+DOCS = ['zensical>=0.0.73; python_version >= "3.11"', 'mkdocstrings[python]>=0.27', 'l2m4m>=1.0.4']
 TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PHOTOS, *SAFETENSORS,
         *MMENGINE, *FID, *ONNX, *DEMO, *DOCS, *HEIC, *EXR]
 # The option files lie beside the package in a clone and within it where it is installed.

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 

@@ -43,7 +43,7 @@ def parse_options(root_path: str, is_train: bool = True,
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
-    parser.add_argument('--force_yml', nargs='+', default=[])
+    parser.add_argument('--force_yml', nargs='+', action='extend', default=[])
     given, rest = parser.parse_known_args(arguments)
     if given.opt is None:
         return options.parse_options(root_path, is_train=is_train)
@@ -84,12 +84,10 @@ def check_before_writing(script: ModuleType) -> None:
         opt, args = parse_options(root_path, is_train)
         # Later ones in this process may have a name of their own for their results.
         trained.append(opt['name'])
-        if not is_train and 'train' in opt:
-            test_of_training(opt, args.opt, trained[0])
+        if not is_train:
+            name_weights(opt, args.opt, trained[0])
         check_options(opt)
         check_sizes(opt)
-        if not is_train and not opt['path'].get('pretrain_network_g'):
-            raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
         if not is_train and 'save_img' not in (opt.get('val') or {}):
             raise OptionError('val: save_img: missing; expected true or false.')
         return opt, args
@@ -97,8 +95,12 @@ def check_before_writing(script: ModuleType) -> None:
     script.parse_options = parse
 
 
-def test_of_training(opt: dict[str, Any], file: str, name: str) -> None:
-    """Turn options of a training into those of a test of ``experiments/NAME``, on the validation sets."""
+def name_weights(opt: dict[str, Any], file: str, name: str) -> None:
+    """Let options be those of a test: of a training they become those of what ``experiments/NAME`` has of it."""
+    if 'train' not in opt:
+        if not opt['path'].get('pretrain_network_g'):
+            raise OptionError(f'{file}: path: pretrain_network_g: missing; without weights there is nothing to test.')
+        return
     weights = Path('experiments', name, 'models', 'net_g_latest.pth')
     if not weights.is_file():
         raise OptionError(f'{file}: not trained yet: no {weights}; run: rdbm train -opt {file}')

@@ -17,12 +17,10 @@ and BasicSR's arguments:
 
 def main() -> None:
     """Read BasicSR's arguments from the command line and test; results/ is made in the working directory."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False)
     parser.add_argument('--steps')
-    parser.add_argument('--force_yml', nargs='+', default=[])
     given, rest = parser.parse_known_args()
-    forcing = [*rest, '--force_yml', *given.force_yml]
-    sys.argv[1:] = forcing if given.force_yml else rest
+    sys.argv[1:] = rest
     if {'-h', '--help'} & set(rest):
         print(EXPLANATION)
 
@@ -38,19 +36,18 @@ def main() -> None:
         return
     if not all(part.isdigit() for part in given.steps.split(',')):
         raise OptionError(f'--steps: found {given.steps!r}; expected whole numbers with commas, such as 1,2,5,10.')
-    sweep(sorted({int(part) for part in given.steps.split(',')}), forcing)
+    sweep(sorted({int(part) for part in given.steps.split(',')}))
     compat.end_distributed()
 
 
-def sweep(steps: list[int], forcing: list[str]) -> None:
-    """Test once for each number of steps, and write table and plot; nothing is run if the sampler cannot take one.
-
-    ``forcing`` is a command line that ends with ``--force_yml`` and its changes, to which more are added.
-    """
+def sweep(steps: list[int]) -> None:
+    """Test once for each number of steps, and write table and plot; nothing is run if the sampler cannot take one."""
     from basicsr import test
     from basicsr.utils import get_root_logger, mkdir_and_rename
 
+    from rdbm_plugin.basicsr_host import compat
     from rdbm_plugin.models.option_checks import check_bridge
+    arguments = list(sys.argv)
     opt, _ = test.parse_options(str(Path.cwd()), is_train=False)
     if not isinstance((opt.get('val') or {}).get('sampler'), dict):
         raise OptionError('--steps: the option file has no "val: sampler:" block whose steps could be set.')
@@ -59,7 +56,7 @@ def sweep(steps: list[int], forcing: list[str]) -> None:
     found = {}
     for each in steps:
         name = f'{opt["name"]}_steps_{each}'
-        sys.argv[1:] = [*forcing, f'name={name}', f'val:sampler:steps={each}']
+        sys.argv = [*arguments, '--force_yml', f'name={name}', f'val:sampler:steps={each}']
         compat.new_log()
         test.test_pipeline(str(Path.cwd()))
         found[each] = Path('results', name, 'results.json')

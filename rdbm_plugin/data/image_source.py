@@ -138,12 +138,7 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint
 
 def _is_truncated(content: bytes) -> bool:
     """OpenCV fills what is missing with gray and says nothing, so look for the end marks of PNG and JPEG."""
-    if content.startswith(b'\x89PNG'):
-        mark = b'IEND'
-    elif content.startswith(b'\xff\xd8'):
-        mark = b'\xff\xd9'
-    else:
-        return False
+    mark = b'IEND' if content.startswith(b'\x89PNG') else b'\xff\xd9' if content.startswith(b'\xff\xd8') else b''
     if mark in content.rstrip(b'\0')[-4096:]:
         return False
     # Phones append films to their pictures; Pillow knows whether the picture itself is complete.

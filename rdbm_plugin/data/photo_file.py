@@ -122,7 +122,7 @@ def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
 def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], None]) -> Photo | None:
     """None if Pillow does not know the format, such as colours of floats, or OpenCV does not know its values."""
     try:
-        # It opens lazily: sizes are known before anything is decoded, and there is a limit of our own.
+        # It opens lazily: sizes are known before anything is decoded. There is a limit of our own.
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content))

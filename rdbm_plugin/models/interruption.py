@@ -51,10 +51,9 @@ class Interruption:
         """Whether any rank was asked to stop before the last call of this, the same on all ranks, without waiting."""
         if self.group is None:
             return self.signal is not None
-        pending = self._pending
         flag = torch.tensor([self.signal or 0])
         work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True)
-        self._pending = work, flag
+        pending, self._pending = self._pending, (work, flag)
         if pending is None:
             return False
         pending[0].wait()

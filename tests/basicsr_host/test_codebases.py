@@ -21,7 +21,7 @@ from rdbm_plugin.basicsr_host.codebase import (
     mending,
     undoing,
 )
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED
 from rdbm_plugin.config.options import OptionError
 
 

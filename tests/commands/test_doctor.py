@@ -304,7 +304,7 @@ def test_lists_of_roots_are_taken_as_the_host_or_we_take_them(sound, doctor, tmp
 def test_options_are_listed_in_whole_sentences_that_fit(monkeypatch, capsys):
     from rdbm_plugin.commands import options
     monkeypatch.setattr(sys, 'argv', ['rdbm options'])
-    for columns in (60, 80, 200):
+    for columns in (80, 120, 200):
         monkeypatch.setenv('COLUMNS', str(columns))
         assert options.main() == 0
         listing = capsys.readouterr().out.split('\n\n')[0]
