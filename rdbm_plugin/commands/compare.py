@@ -48,20 +48,17 @@ def main() -> int:
     check_sizes(opt)
     names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
                                        for given in args.methods])
-    methods = []
-    for name, given in zip(names, args.methods):
-        if Path(given).is_dir():
-            methods.append(Method(name, Path(given)))
-            continue
-        method = Method(name, Path(args.out, 'methods', name))
+    methods = [Method(name, Path(given) if Path(given).is_dir() else Path(args.out, 'methods', name))
+               for name, given in zip(names, args.methods)]
+    for method, given in zip(methods, args.methods):
         try:
-            method.opt = read_options(given, args.force_yml)
-            # The checkpoint is the one the file names; a file for training stands for what it trained.
-            name_weights(method.opt, given, method.opt['name'])
-            check_options({**method.opt, 'datasets': {}})
+            if given in files:
+                method.opt = read_options(given, args.force_yml)
+                # The checkpoint is the one the file names; a file for training stands for what it trained.
+                name_weights(method.opt, given, method.opt['name'])
+                check_options({**method.opt, 'datasets': {}})
         except OptionError as error:
             method.fault = str(error)
-        methods.append(method)
     comparison.restore(methods, timed=not args.no_cost)
     comparison.score(methods, args.page_images)
     comparison.write(methods)

@@ -38,16 +38,8 @@ def parse_options(root_path: str, is_train: bool = True,
                   arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
     """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
 
-    BasicSR runs both as programs, and seeds before the changes are made. ``--local-rank`` is what
-    torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
-
-    Args:
-        root_path: Folder that experiments/ and results/ are made in.
-        is_train: Whether the file is for a training.
-        arguments: Default: those of the command line.
-
-    Raises:
-        OptionError: Naming file, key, line or change.
+    BasicSR runs both as programs, and seeds before the changes are made. ``arguments`` are by default those of the
+    command line; ``--local-rank`` is what torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
@@ -104,11 +96,7 @@ def check_before_writing(script: ModuleType) -> None:
 
 
 def name_weights(opt: dict[str, Any], file: str, name: str) -> None:
-    """Let options be those of a test: of a training they become those of what ``experiments/NAME`` has of it.
-
-    Raises:
-        OptionError: They name no weights, or the training has not been done.
-    """
+    """Let options be those of a test: of a training they become those of what ``experiments/NAME`` has of it."""
     if 'train' not in opt:
         if not opt['path'].get('pretrain_network_g'):
             raise OptionError(f'{file}: path: pretrain_network_g: missing; without weights there is nothing to test.')
@@ -136,8 +124,8 @@ def know_more_optimizers() -> None:
     BaseModel.get_optimizer = get_optimizer
 
 
-def go_on_exactly(script: ModuleType) -> None:
-    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train go on within an epoch, from whole files alone.
+def resume_exactly(script: ModuleType) -> None:
+    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train resume within an epoch, from whole files alone.
 
     BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
     working directory only. Models that have no ``attach`` keep BasicSR's data order.
@@ -157,8 +145,8 @@ def go_on_exactly(script: ModuleType) -> None:
 
     def make_set(dataset_opt: dict[str, Any]) -> Any:
         dataset = build_set(dataset_opt)
-        training = dataset_opt['phase'] == 'train'
-        return SeededDataset(dataset) if training and not isinstance(dataset, MixedDataset) else dataset
+        mixed = isinstance(dataset, MixedDataset)
+        return dataset if mixed or dataset_opt['phase'] != 'train' else SeededDataset(dataset)
 
     def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
         if issubclass(registered('MODEL')[opt['model_type']], RDBMModel):
@@ -199,17 +187,15 @@ class SurvivingBoard:
                     getattr(self.board, name)(*args, **kwargs)
             except OSError as error:
                 self.board = None
-                get_root_logger().warning(f'TensorBoard can write no more: {error}. Training goes on without.')
+                get_root_logger().warning(f'TensorBoard cannot write any more: {error}. Training continues without it.')
         return call
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from, None for a new run; replaces BasicSR's function of this name.
+    """The state to resume from, None for a new run; replaces BasicSR's function of this name.
 
-    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named.
-
-    Raises:
-        OptionError: The state asked for, or every state of the run, is damaged.
+    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named. Raises
+    OptionError if the state asked for, or every state of the run, is damaged.
     """
     path, state = opt['path'].get('resume_state'), None
     if opt['auto_resume']:

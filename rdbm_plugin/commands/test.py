@@ -41,11 +41,7 @@ def main() -> None:
 
 
 def sweep(steps: list[int]) -> None:
-    """Test once for each number of steps, and write table and plot.
-
-    Raises:
-        OptionError: A number is not possible with the option file's sampler; nothing has been run then.
-    """
+    """Test once for each number of steps, and write table and plot; nothing is run if the sampler cannot take one."""
     from basicsr import test
     from basicsr.utils import get_root_logger, mkdir_and_rename
 
@@ -76,9 +72,7 @@ def sweep(steps: list[int]) -> None:
 def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
     """Write ``table.csv``, ``table.md``, ``table.json`` and, with matplotlib, ``plot.png``; return the table as text.
 
-    Args:
-        folder: Where to; it exists.
-        results: Steps -> content of ``results.json``.
+    ``results`` is steps -> content of ``results.json``.
     """
     from rdbm_plugin.archs.complexity import giga_multiply_adds
     from rdbm_plugin.basicsr_host.lookup import registered

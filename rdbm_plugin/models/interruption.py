@@ -44,22 +44,18 @@ class Interruption:
 
     def asked_by_any(self) -> bool:
         """Whether any rank was asked to stop; every rank has to call this."""
-        if self.group is None:
-            return self.signal is not None
-        return self._agree(self._ask())
+        self.asked_before()
+        return self.asked_before()
 
     def asked_before(self) -> bool:
         """Whether any rank was asked to stop before the last call of this, the same on all ranks, without waiting."""
         if self.group is None:
             return self.signal is not None
-        pending, self._pending = self._pending, self._ask()
-        return pending is not None and self._agree(pending)
-
-    def _ask(self) -> tuple[Any, torch.Tensor]:
         flag = torch.tensor([self.signal or 0])
-        return distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True), flag
-
-    def _agree(self, asked: tuple[Any, torch.Tensor]) -> bool:
-        asked[0].wait()
-        self.signal = self.signal or int(asked[1]) or None
-        return bool(asked[1])
+        work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True)
+        pending, self._pending = self._pending, (work, flag)
+        if pending is None:
+            return False
+        pending[0].wait()
+        self.signal = self.signal or int(pending[1]) or None
+        return bool(pending[1])
