@@ -23,7 +23,7 @@ from rdbm_plugin.inference.tiling import OVERLAP
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 
 THREADS = 2
-"""That read, and as many that write."""
+"""For reading, and the same number for writing."""
 GPU_BATCH = 8
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 
@@ -47,7 +47,7 @@ def arguments() -> Namespace:
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--seed', type=int, default=0, help='of the noise, where the sampler adds any')
     parser.add_argument('--compare', action='store_true', help='also write NAME_compare.png with before and after')
-    parser.add_argument('--batch', type=int, help='pictures of one size at once (default: 8 on a GPU, 1 on a CPU)')
+    parser.add_argument('--batch', type=int, help='pictures of equal size at once (default: 8 on a GPU, 1 on a CPU)')
     parser.add_argument('--skip-existing', action='store_true', help='leave out what is in the output folder already')
     parser.add_argument('--max-megapixels', type=float, default=MAX_MEGAPIXELS, help='larger images are refused')
     args = parser.parse_args()
@@ -57,9 +57,9 @@ def arguments() -> Namespace:
 
 
 def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str], Counter[str]]:
-    """Input and output file of each image, what is wrong with inputs, and how many files of folders are no images.
+    """Input and output file of each image, faults of the inputs, and how many files of each suffix are left out.
 
-    The last by suffix; formats count among them that need more than is installed.
+    Those are files in folders that are no image, or whose format needs more than is installed.
     """
     files: dict[Path, Path] = {}
     faults = []
@@ -73,7 +73,8 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
             what = 'no image in the folder' if path.is_dir() else 'no such file, folder or pattern:'
             faults.append(f'{what} {given}')
         for source, name in found:
-            target = Path(out) if single else Path(out) / _writable(name)
+            name = name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
+            target = Path(out) if single else Path(out) / name
             if target.resolve() in sources:
                 faults.append(f'{source}: the output would replace the input {target}; choose another folder with -o.')
             elif target in files:
@@ -100,10 +101,6 @@ def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Pat
     for each in [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True))):
         if each.is_file():
             yield each, Path(each.name)
-
-
-def _writable(name: Path) -> Path:
-    return name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
 
 
 def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:
@@ -135,8 +132,8 @@ class Job(NamedTuple):
 def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tqdm) -> list[str]:
     """Restore all pictures, and return what is wrong with those that could not be.
 
-    Pictures are read ahead and written behind the network by threads; such of one size that follow one another go
-    through it as a batch, each with the noise that it would have alone.
+    Threads read ahead and write behind the network. Pictures of equal size that follow each other form a batch, each
+    with the noise that it would have alone.
     """
     faults: list[str] = []
 

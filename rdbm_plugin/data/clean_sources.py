@@ -66,8 +66,7 @@ def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
         phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves, and has no
             effect on a folder.
 
-    Raises:
-        OptionError: The root does not exist or holds no image.
+    Raises OptionError if the root does not exist or holds no image.
     """
     part = 'train' if phase == 'train' else 'val'
     if isinstance(root, list) and root:

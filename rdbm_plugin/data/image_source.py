@@ -1,5 +1,6 @@
 """Encoded images by name, from a folder or an LMDB, and their decoding."""
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -33,8 +34,7 @@ class ImageSource:
         key: Option key that errors name.
         names: Only these images of a folder.
 
-    Raises:
-        OptionError: There is no such root, or no image in it.
+    Raises OptionError if there is no such root, or no image in it.
     """
 
     def __init__(self, root: str | Path, backend: str | None = None, key: str = 'dataroot',
@@ -88,11 +88,7 @@ class ImageSource:
         return folder in (self.root / self.name(index)).parents
 
     def read(self, index: int) -> bytes:
-        """The encoded image.
-
-        Raises:
-            ImageError: It cannot be read.
-        """
+        """The encoded image; raises ImageError if it cannot be read."""
         if self.is_lmdb:
             with _environment(str(self.root)).begin() as transaction:
                 content = transaction.get(self._names[index])
@@ -124,8 +120,7 @@ def below_one_root(sources: Sequence[ImageSource], key: str) -> ImageSource:
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode to RGB, (H, W, 3), of 8 or 16 bits as stored; gray is repeated, alpha is dropped.
 
-    Raises:
-        ImageError: The content is empty, truncated or no image; the message begins with ``name``.
+    Raises ImageError, beginning with ``name``, if the content is empty, truncated or no image.
     """
     fault = 'is empty' if not content else 'is truncated' if _is_truncated(content) else None
     image = None
@@ -143,12 +138,7 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint
 
 def _is_truncated(content: bytes) -> bool:
     """OpenCV fills what is missing with gray and says nothing, so look for the end marks of PNG and JPEG."""
-    if content.startswith(b'\x89PNG'):
-        mark = b'IEND'
-    elif content.startswith(b'\xff\xd8'):
-        mark = b'\xff\xd9'
-    else:
-        return False
+    mark = b'IEND' if content.startswith(b'\x89PNG') else b'\xff\xd9' if content.startswith(b'\xff\xd8') else b''
     if mark in content.rstrip(b'\0')[-4096:]:
         return False
     # Phones append films to their pictures; Pillow knows whether the picture itself is complete.
@@ -170,8 +160,7 @@ def to_float(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 
 def same_stems(source: ImageSource) -> Sequence[str]:
     """Names that occur twice, with different suffixes."""
-    stems, counts = np.unique(np.array(source.stems()), return_counts=True)
-    return stems[counts > 1].tolist()
+    return sorted(stem for stem, count in Counter(source.stems()).items() if count > 1)
 
 
 _environments: dict[str, lmdb.Environment] = {}

@@ -3,7 +3,7 @@ import contextlib
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import BytesIO
@@ -17,6 +17,7 @@ from PIL import Image, features
 
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.data.image_source import SUFFIXES, ImageError, decode_rgb, to_float
+from rdbm_plugin.data.packing import turn
 
 with contextlib.suppress(ImportError):
     import pillow_heif
@@ -74,8 +75,7 @@ def _quantized(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
 def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Read an image file of any common format; warns if it has further pages or frames, which are not read.
 
-    Raises:
-        ImageError: It cannot be read or decoded, is larger than ``max_megapixels``, or holds floats beyond [0, 1].
+    Raises ImageError if it cannot be read or decoded, is larger than ``max_megapixels``, or holds floats beyond [0, 1].
     """
     def check_size(width: int, height: int) -> None:
         if width * height > max_megapixels * 1e6:
@@ -108,14 +108,6 @@ def _check_installed(path: str | Path) -> None:
         raise ImageError(f'{path}: this format needs more than is installed; run: pip install {package}')
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warning of large images: there is a limit of our own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        yield
-
-
 def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
     import OpenEXR
     first, last = OpenEXR.File(BytesIO(content), header_only=True).header()['dataWindow']
@@ -124,16 +116,15 @@ def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
     pixels = next((channels[name].pixels.astype(np.float32) for name in ('RGBA', 'RGB', 'Y') if name in channels), None)
     if pixels is None:
         raise ValueError(f'it has the channels {", ".join(channels)}; expected RGB, RGBA or Y')
-    if pixels.ndim == 2:
-        return Photo(np.dstack([pixels] * 3), gray=True)
-    return Photo(pixels[..., :3].copy(), alpha=pixels[..., 3].copy() if pixels.shape[2] == 4 else None)
+    return _photo(pixels)
 
 
 def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], None]) -> Photo | None:
     """None if Pillow does not know the format, such as colours of floats, or OpenCV does not know its values."""
     try:
-        # It opens lazily: sizes are known before anything is decoded.
-        with _quiet():
+        # It opens lazily: sizes are known before anything is decoded. There is a limit of our own.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content))
     except Image.DecompressionBombError as error:
         raise ImageError(f'{name}: {error}') from None
@@ -162,11 +153,10 @@ def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], 
                 bits = (content[content.index(b'\xff\x4f\xff\x51') + 42] & 127) + 1
                 stored = np.rint(stored * np.float32(65535 / (2**bits - 1))).astype(np.uint16)
             if stored.dtype != np.uint8:
-                return _of_opencv(upright(stored, orientation), profile)
+                return _photo(_swapped(upright(stored, orientation)), profile)
         clear = 'A' in image.mode or 'transparency' in image.info
-        pixels = np.ascontiguousarray(upright(np.asarray(image.convert('RGBA' if clear else 'RGB')), orientation))
-        alpha = pixels[..., 3].copy() if clear else None
-        return Photo(pixels[..., :3].copy(), image.mode in ('1', 'L', 'LA'), alpha, profile)
+        pixels = upright(np.asarray(image.convert('RGBA' if clear else 'RGB')), orientation)
+        return replace(_photo(pixels, profile), gray=image.mode in ('1', 'L', 'LA'))
 
 
 def _read_by_opencv(content: bytes, check_size: Callable[[int, int], None]) -> Photo | None:
@@ -178,7 +168,7 @@ def _read_by_opencv(content: bytes, check_size: Callable[[int, int], None]) -> P
             check_size(page.imagewidth, page.imagelength)
             profile = page.tags[34675].value if 34675 in page.tags else None
     stored = _stored(content)
-    return None if stored is None else _of_opencv(stored, profile)
+    return None if stored is None else _photo(_swapped(stored), profile)
 
 
 def _stored(content: bytes) -> NDArray | None:
@@ -190,31 +180,30 @@ def _stored(content: bytes) -> NDArray | None:
     return None
 
 
-def _of_opencv(stored: NDArray, profile: bytes | None) -> Photo:
-    stored = np.ascontiguousarray(stored)
-    channels = 1 if stored.ndim == 2 else stored.shape[2]
-    rgb = cv2.cvtColor(stored, {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels])
-    return Photo(rgb, channels == 1, stored[..., 3].copy() if channels == 4 else None, profile)
+def _swapped(pixels: NDArray) -> NDArray:
+    """RGB -> BGR and back, with or without alpha; gray stays as it is."""
+    return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][:pixels.shape[2]]]
+
+
+def _photo(pixels: NDArray, profile: bytes | None = None) -> Photo:
+    """Of (H, W), RGB or RGBA."""
+    if pixels.ndim == 2:
+        return Photo(np.dstack([pixels] * 3), True, None, profile)
+    return Photo(pixels[..., :3].copy(), False, pixels[..., 3].copy() if pixels.shape[2] == 4 else None, profile)
 
 
 def upright(image: NDArray, orientation: int) -> NDArray:
     """Undo an EXIF orientation, 1 to 8."""
-    if orientation in (2, 4, 5, 7):
-        image = image[:, ::-1] if orientation in (2, 5, 7) else image[::-1]
-    if orientation == 3:
-        return np.rot90(image, 2)
-    if orientation in (6, 7):
-        return np.rot90(image, -1)
-    return np.rot90(image) if orientation in (5, 8) else image
+    mirrored, turns = {2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, -1), 7: (True, -1),
+                       8: (False, 1)}.get(orientation, (False, 0))
+    return turn(image, mirrored, turns)
 
 
 def write_photo(path: str | Path, photo: Photo) -> None:
     """Write an image file in the format of its suffix, whole or not at all.
 
-    What the format cannot hold is reduced: floats to 16 bits, 16 to 8 bits, alpha dropped.
-
-    Raises:
-        ImageError: The suffix is unknown, or the file cannot be written.
+    What the format cannot hold is reduced: floats to 16 bits, 16 to 8 bits, alpha dropped. Raises ImageError if the
+    suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -261,8 +250,7 @@ def _encode(pixels: NDArray, suffix: str, profile: bytes | None) -> bytes:
         Image.fromarray(pixels).save(out, _OF_PILLOW[suffix], icc_profile=profile, **quality)
         return out.getvalue()
     # Pillow knows no colours of 16 bits.
-    ordered = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][:pixels.shape[2]]]
-    content = cv2.imencode('.png', ordered)[1].tobytes()
+    content = cv2.imencode('.png', _swapped(pixels))[1].tobytes()
     if profile is None:
         return content
     body = b'iCCPprofile\0\0' + zlib.compress(profile)

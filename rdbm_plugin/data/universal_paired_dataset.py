@@ -1,5 +1,6 @@
 """Pairs of several restoration tasks from folders or LMDBs, mixed in exact shares."""
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +44,8 @@ class UniversalPairedDataset(MixedDataset):
             - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, gt_border, quota or weight}``.
               ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
               :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. Of lists of folders those at one place
-              belong together. ``gt_border``: pixels to cut from each
-              side of the clean images, 10 for SOTS indoor, default 0.
+              belong together. ``gt_border``: pixels to cut from each side of the clean images, 10 for SOTS indoor,
+              default 0.
             - ``temperature``: see above.
             - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
@@ -72,22 +73,19 @@ class UniversalPairedDataset(MixedDataset):
             self.start_order(sizes, self._counts(sizes), sum(sizes))
 
     def _counts(self, sizes: list[int]) -> list[int]:
-        quotas = [task.quota for task in self.tasks]
-        weights = [task.weight for task in self.tasks]
-        ways = [any(q is not None for q in quotas), any(w is not None for w in weights), self.temperature is not None]
-        if sum(ways) > 1:
+        ways = [way for way in ('quota', 'weight') if any(getattr(task, way) is not None for task in self.tasks)]
+        if len(ways) + (self.temperature is not None) > 1:
             raise OptionError('quota, weight and temperature exclude one another; keep one of them.')
-        for way, values, found in (('quota', quotas, ways[0]), ('weight', weights, ways[1])):
-            if found and None in values:
-                missing = self.tasks[values.index(None)].name
-                raise OptionError(f'tasks: {missing}: {way} is missing; other tasks have it, so all need it.')
-        if ways[2]:
+        for way, task in product(ways, self.tasks):
+            if getattr(task, way) is None:
+                raise OptionError(f'tasks: {task.name}: {way} is missing; other tasks have it, so all need it.')
+        if self.temperature is not None:
             return counts_of_weights(np.asarray(sizes, np.float64) ** (1 / self.temperature))
-        if ways[1]:
-            return counts_of_weights(weights)
-        counts = quotas if ways[0] else [1] * len(sizes)
+        if ways == ['weight']:
+            return counts_of_weights([task.weight for task in self.tasks])
+        counts = [task.quota or 1 for task in self.tasks]
         batch = self.opt.get('batch_size_per_gpu')
-        if ways[0] and batch is not None and batch % sum(counts):
+        if ways and batch is not None and batch % sum(counts):
             raise OptionError(f'batch_size_per_gpu: found {batch}, but the quotas {" + ".join(map(str, counts))} sum '
                               f'to {sum(counts)}; make it that or a multiple.')
         return counts
@@ -126,7 +124,7 @@ class UniversalPairedDataset(MixedDataset):
             gt = gt[source.gt_border:-source.gt_border, source.gt_border:-source.gt_border]
         if gt.shape != lq.shape:
             raise ImageError(f'{source.lq.path(lq_index)}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image '
-                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs need one size.')
+                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs must be of equal size.')
         return gt, lq
 
     def _crop(self, gt: NDArray[Any], lq: NDArray[Any], rng: Generator) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -145,11 +143,7 @@ class UniversalPairedDataset(MixedDataset):
 
 
 def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) -> Task:
-    """Open the sources of one task and pair them.
-
-    Raises:
-        OptionError: Naming the task and the key.
-    """
+    """Open the sources of one task and pair them; raises OptionError naming the task and the key."""
     if not isinstance(block, Mapping):
         raise OptionError(f'tasks: {name}: found {block!r}; expected {{dataroot_gt: ..., dataroot_lq: ...}}.')
     check_keys(f'tasks: {name}', block, _read_task)

@@ -4,14 +4,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rdbm_plugin.basicsr_host.lookup import metric_arguments, needs_clean, registered
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.evaluation.pictures import Picture
 from rdbm_plugin.evaluation.set_measures import MIN_IMAGES, Share, check_images
-
-Picture = NDArray[np.uint8]
 
 
 def image_name(data: Mapping[str, Any]) -> str:
@@ -25,12 +21,9 @@ def scores(image: Picture, clean: Picture | None, metrics: Mapping[str, Mapping[
 
     Args:
         image: BGR, (H, W, 3).
-        clean: The same, or None where there is no ground truth.
+        clean: The same, or None where there is no ground truth; OptionError if a metric needs it.
         metrics: The block ``val: metrics:``.
         dataset: Name for the error.
-
-    Raises:
-        OptionError: A metric needs ground truth and there is none.
     """
     found = {}
     for name, options in (metrics or {}).items():

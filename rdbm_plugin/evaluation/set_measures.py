@@ -26,7 +26,7 @@ smallest set that papers on restoration commonly report (Rain100).
 """
 
 KID_SUBSET = 1000
-"""KID is the mean over 100 random subsets of so many, as its authors have it; a smaller set is one."""
+"""Images in each of the 100 random subsets that KID is averaged over, as its authors do; smaller sets are one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,7 @@ def _features(image: bytes, height: int) -> Tensor:
 def inception() -> tuple[Any, str]:
     """The Inception of 2015 that FID is defined by, as torch-fidelity has it, and its device.
 
-    Raises:
-        OptionError: torch-fidelity or its weights are missing.
+    Raises OptionError if torch-fidelity or its weights are missing.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
@@ -101,11 +100,7 @@ def check_images(measure: str, images: int, least: int, where: str) -> None:
 
 
 def combined(scores: Sequence[float | Share]) -> float:
-    """The mean over images or sets, or the measure of the set whose images gave the shares.
-
-    Raises:
-        OptionError: The set is too small.
-    """
+    """The mean over images or sets, or the measure of a set, if it is large enough, by the shares of its images."""
     return _of_set(tuple(scores)) if isinstance(scores[0], Share) else float(np.mean(scores))
 
 

@@ -64,6 +64,12 @@ def cost_table(rows: Sequence[Scores]) -> Table:
     return [['cost', *COSTS], *([row.method, *cost_cells(row.cost)] for row in rows if row.cost is not None)]
 
 
+def all_tables(rows: Sequence[Scores], metrics: Mapping[str, str], best: str = '{}', second: str = '{}') -> list[Table]:
+    """One for each metric (name -> better) and one of the costs, as far as there is something in them."""
+    made = [metric_table(rows, metric, better, best, second) for metric, better in metrics.items()]
+    return [table for table in [*made, cost_table(rows)] if len(table) > 1]
+
+
 def long_table(rows: Sequence[Scores], metrics: Sequence[str]) -> Table:
     """One row a method and data set, with all metrics in full precision and the costs; for further work."""
     return [['method', 'set', 'images', *metrics, *COSTS],
@@ -73,10 +79,8 @@ def long_table(rows: Sequence[Scores], metrics: Sequence[str]) -> Table:
 
 
 def latex(rows: Sequence[Scores], metrics: Mapping[str, str]) -> str:
-    """A ``tabular`` for each metric (name -> better) and one for the costs; the best bold, the second underlined."""
-    tables = [metric_table(rows, metric, better, r'\textbf{{{}}}', r'\underline{{{}}}')
-              for metric, better in metrics.items()]
-    return '\n'.join(_tabular(table) for table in [*tables, cost_table(rows)] if len(table) > 1)
+    """:func:`all_tables` as ``tabular`` blocks; the best bold, the second underlined."""
+    return '\n'.join(map(_tabular, all_tables(rows, metrics, r'\textbf{{{}}}', r'\underline{{{}}}')))
 
 
 def _tabular(table: Table) -> str:

@@ -40,7 +40,7 @@ class RepeatableHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Put the optimizer settings and schedules of the config into a checkpoint that a run goes on from."""
+        """Put the optimizer settings and schedules of the config into a checkpoint that a run resumes."""
         if not (runner.cfg.get('resume') and isinstance(runner.optim_wrapper, OptimWrapper)):
             return
         meta, schedulers = checkpoint['meta'], runner.param_schedulers or []

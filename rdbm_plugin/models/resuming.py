@@ -1,4 +1,4 @@
-"""What a run has to remember so that it goes on exactly where it stopped. Needs torch only."""
+"""What a run has to remember so that it resumes exactly where it stopped. Needs torch only."""
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ class Progress:
         self.epoch, self.saved_iter, self.tried_iter = state['epoch'], state['iter'], state['iter']
         if 'seed' not in state:
             yield ('The state was written by BasicSR, not by this model: the best scores so far are not in it. '
-                   'The run goes on, but is not the one that was broken off bit for bit.')
+                   'The run is resumed, but not bit for bit as if it had never been interrupted.')
             return
         self.validated = state['validated']
         if state['seed'] != self.seed:

@@ -21,7 +21,7 @@ from rdbm_plugin.basicsr_host.codebase import (
     mending,
     undoing,
 )
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED
 from rdbm_plugin.config.options import OptionError
 
 
@@ -296,16 +296,20 @@ def test_metrics_are_called_as_basicsr_and_as_forks_do(monkeypatch):
 
 def test_what_was_changed_since_is_kept(tmp_path):
     folder = basicsr_into(tmp_path, 'from yaml import CSafeLoader as Loader')
+    before = contents(folder)
     for change in [*installation(look_at(folder)), *mending(look_at(folder))]:
         change.make()
-    for name in ('models/rdbm_plugin_model.py', 'data/degradations.py'):
-        path = folder / 'basicsr' / name
-        whole = path.read_bytes()
-        path.write_bytes(whole + b'# mine\n')
-        with pytest.raises(OptionError, match=f'{path.name}: was changed since'):
-            undoing(look_at(folder))
-        path.write_bytes(whole)
+    mended = folder / 'basicsr/data/degradations.py'
+    mended.write_bytes(mended.read_bytes() + b'# mine\n')
     path = folder / 'basicsr/models/rdbm_plugin_model.py'
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'# mine\n')
+    with pytest.raises(OptionError, match=f'{path.name}: was changed since'):
+        undoing(look_at(folder))
+    path.write_bytes(whole)
+    for change in undoing(look_at(folder)):
+        change.make()
+    assert mended.read_bytes() == before[mended] + b'# mine\n' and not path.exists()
     path.write_text('mine = True\n')
     with pytest.raises(OptionError, match='exists, and was not written by rdbm doctor'):
         installation(look_at(folder))

@@ -49,7 +49,7 @@ class Broken:
         return 4
 
     def __getitem__(self, index):
-        raise ImageError('a.png: is 4x4, but its clean image b.png is 5x5; pairs need one size.')
+        raise ImageError('a.png: is 4x4, but its clean image b.png is 5x5; pairs must be of equal size.')
 
 
 def read_in_a_worker():
@@ -67,7 +67,7 @@ def fail(error):
 
 
 @pytest.mark.parametrize(('fault', 'line'), [
-    (read_in_a_worker, 'a.png: is 4x4, but its clean image b.png is 5x5; pairs need one size.'),
+    (read_in_a_worker, 'a.png: is 4x4, but its clean image b.png is 5x5; pairs must be of equal size.'),
     (fail(OSError(28, 'No space left on device', 'x/y.pth')), "[Errno 28] No space left on device: 'x/y.pth'"),
     (fail(MemoryError()), 'out of memory'),
     (fail(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nMore')),

@@ -285,7 +285,7 @@ def one_task(root, **changes):
 
 
 @pytest.mark.parametrize(('how', 'words'), [
-    ('truncated', 'is truncated'), ('empty', 'is empty'), ('size', 'pairs need one size'),
+    ('truncated', 'is truncated'), ('empty', 'is empty'), ('size', 'pairs must be of equal size'),
     ('small', 'smaller than gt_size 16'), ('gone', 'cannot be read')])
 @pytest.mark.parametrize('workers', [0, 2])
 def test_bad_image_is_named_once_and_replaced_in_the_same_way(many, how, words, workers, caplog):
