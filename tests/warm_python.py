@@ -10,6 +10,7 @@ with the process number, and later with its exit status.
 import atexit
 import gc
 import json
+import multiprocessing.util
 import os
 import resource
 import runpy
@@ -18,6 +19,7 @@ import signal
 import sys
 import threading
 import warnings
+from contextlib import suppress
 
 
 def imports(what):
@@ -25,10 +27,9 @@ def imports(what):
     import cv2  # noqa: F401
     import torch
     import torchvision.transforms.functional  # noqa: F401
-    torch.set_num_threads(1)
     if what == 'all':
         import matplotlib.figure  # noqa: F401
-        import torch.utils.tensorboard
+        import torch.utils.tensorboard  # noqa: F401
 
         import rdbm_plugin.commands.compare
         import rdbm_plugin.commands.doctor
@@ -70,11 +71,11 @@ def become(request):
         runpy.run_path(os.path.abspath(first), run_name='__main__')
 
 
-def live(request):
-    """Do what was asked for, and end with the status and the last words that Python has."""
+def live(work, *arguments):
+    """Do the work of a process, and end with the status and the last words that Python has."""
     status = 0
     try:
-        become(request)
+        work(*arguments)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
@@ -84,13 +85,33 @@ def live(request):
         sys.excepthook(*sys.exc_info())
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # A program may have closed it.
+        with suppress(ValueError):
+            stream.flush()
     os._exit(status & 0xff)
+
+
+def forking(spawn):
+    """multiprocessing starts Pythons that import all again; what it gives them to run is as well run in a fork."""
+    def start(path, words, handles):
+        child = os.fork()
+        if not child:
+            # As in a Python of its own, or it would keep open what tells others that its parent has ended.
+            for handle in {int(name) for name in os.listdir('/proc/self/fd')} - {0, 1, 2, *handles}:
+                with suppress(OSError):
+                    os.close(handle)
+            atexit._clear()
+            sys.argv = ['-c', *words[words.index('-c') + 2:]]
+            live(exec, words[words.index('-c') + 1], {'__name__': '__main__'})
+        return child
+    return start if os.path.isdir('/proc/self/fd') else spawn
 
 
 def main():
     imports(sys.argv[1])
+    if sys.argv[1] == 'all':
+        multiprocessing.util.spawnv_passfds = forking(multiprocessing.util.spawnv_passfds)
     # Tests' own folder, which Python puts there.
     del sys.path[0]
     # Forks need not look through what they will never free.
@@ -104,7 +125,7 @@ def main():
                 return
             child = os.fork()
             if not child:
-                live(json.loads(line))
+                live(become, json.loads(line))
             children.add(child)
             print(json.dumps({'started': child}), flush=True)
         for child in list(children):
