@@ -6,7 +6,9 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'rdbm_plugin/__init__.py').read_text(encoding='utf-8')).group(1)
-BASICSR = ['basicsr>=1.3.4.9; python_version < "3.13"']
+# The option files train with timm's Muon; no plain dependency, as the environment of a lab may pin an older timm.
+TIMM = ['timm>=1.0.31']
+BASICSR = ['basicsr>=1.3.4.9; python_version < "3.13"', *TIMM]
 BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
 PHOTOS = ['scikit-learn>=1.2', *PLOT]  # what the photos of options/train_rdbm_shipped.yml come with
@@ -36,7 +38,7 @@ setup(
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23.5', 'opencv-python>=4.5.5', 'pillow>=10.1',
                       'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'scikit-image>=0.20', 'tqdm>=4.60'],
-    extras_require={'basicsr': BASICSR, 'board': BOARD, 'plot': PLOT, 'photos': PHOTOS, 'safetensors': SAFETENSORS,
+    extras_require={'basicsr': BASICSR, 'timm': TIMM, 'board': BOARD, 'plot': PLOT, 'photos': PHOTOS, 'safetensors': SAFETENSORS,
                     'mmengine': MMENGINE, 'onnx': ONNX, 'demo': DEMO, 'docs': DOCS,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},

@@ -13,6 +13,7 @@ from typing import Any
 from rdbm_plugin.basicsr_host.lookup import of_basicsr
 from rdbm_plugin.basicsr_host.registered import REGISTERED
 from rdbm_plugin.config.options import build
+from rdbm_plugin.models.optimizers import timm_optimizers
 
 try:
     from mmengine import registry as root
@@ -45,12 +46,13 @@ class Mirror(root.Registry):
             if name in self.ours:
                 found = getattr(import_module(self.ours[name]), name)
             else:
-                found = self._of_basicsr().get(name)
+                found = self.others().get(name)
             if found is not None:
                 self.register_module(name=name, module=self.adapt(name, found))
         return super().get(key)
 
-    def _of_basicsr(self) -> dict[str, Any]:
+    def others(self) -> dict[str, Any]:
+        """Name -> what others have made of these kinds by now."""
         return {name: found for kind in reversed(self.kinds) for name, found in of_basicsr(kind).items()}
 
     def make(self, where: str, block: Mapping[str, Any] | None, default: str | None = None, **given: Any) -> Any:
@@ -64,10 +66,18 @@ class Mirror(root.Registry):
             # What mmengine raises for a scope that it cannot import.
             with suppress(RuntimeError):
                 found = self.get(kind)
-        types = {str(kind): found} if found is not None else {**self._of_basicsr(), **self.ours, **self.module_dict}
+        types = {str(kind): found} if found is not None else {**self.others(), **self.ours, **self.module_dict}
         if isinstance(block, Mapping):
             block = {**block, 'type': str(kind) if inspect.isclass(kind) else kind}
         return build(where, block, types, default, **given)
+
+
+class OptimizerMirror(Mirror):
+    """The optimizers of timm, as ``rdbm_plugin.Muon``; those of torch are in mmengine's own registry."""
+
+    def others(self) -> dict[str, Any]:
+        """Name -> class."""
+        return timm_optimizers()
 
 
 def _of_block(_: str, cls: type) -> Callable[..., Any]:
@@ -89,5 +99,6 @@ TASK_UTILS = Mirror('task util', root.TASK_UTILS, ('BRIDGE', 'SAMPLER'))
 DATASETS = Mirror('dataset', root.DATASETS, ('DATASET',), _of_block)
 METRICS = Mirror('metric', root.METRICS, ('METRIC',), _of_protocol)
 HOOKS = Mirror('hook', root.HOOKS)
+OPTIMIZERS = OptimizerMirror('optimizer', root.OPTIMIZERS)
 OPTIM_WRAPPERS = Mirror('optim_wrapper', root.OPTIM_WRAPPERS)
 STRATEGIES = Mirror('strategy', root.STRATEGIES)

@@ -166,7 +166,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
-    """A folder with datasets/universal in it, as ``scripts/prepare_universal.py --lmdb`` makes it by default.
+    """A folder with datasets/universal in it, as prepare_universal.py --lmdb makes it by default.
 
     And one photo of scikit-image in each part of datasets/bsds500, which options/train_rdbm_shipped.yml reads, and the
     pairs of one task in datasets/pairs.
@@ -187,7 +187,7 @@ def prepare(folder):
     for part in ('train', 'val', 'test'):
         (folder / 'datasets/bsds500' / part).mkdir(parents=True)
         shutil.copy(photo, folder / 'datasets/bsds500' / part)
-    command(ROOT / 'scripts/prepare_universal.py', '--lmdb', cwd=folder)
+    command(ROOT / 'scripts/data_preparation/prepare_universal.py', '--lmdb', cwd=folder)
     (folder / 'datasets/pairs').symlink_to('universal/derain')
 
 

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger, options, set_random_seed
 from basicsr.utils.misc import check_resume
 
@@ -27,6 +28,7 @@ from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
 from rdbm_plugin.data.task_mixture import MixedDataset
 from rdbm_plugin.models.checkpoints import Checkpoints, read_state
+from rdbm_plugin.models.optimizers import make_optimizer
 from rdbm_plugin.models.rdbm_model import RDBMModel
 from rdbm_plugin.models.resuming import Loop
 
@@ -109,6 +111,20 @@ def test_of_training(opt: dict[str, Any], file: str, name: str) -> None:
     opt['path'].update(pretrain_network_g=str(weights), param_key_g='params_ema' if averaged else 'params',
                        strict_load_g=True)
     opt['datasets'].pop('train', None)
+
+
+def know_more_optimizers() -> None:
+    """Let other models take the optimizers that RDBMModel takes; BasicSR 1.4.2 knows Adam alone."""
+    theirs = BaseModel.get_optimizer
+
+    def get_optimizer(self: BaseModel, optim_type: str, params: list[torch.Tensor], lr: float,
+                      **kwargs: Any) -> torch.optim.Optimizer:
+        try:
+            return theirs(self, optim_type, params, lr, **kwargs)
+        except NotImplementedError:
+            return make_optimizer(optim_type, params, lr, **kwargs)
+
+    BaseModel.get_optimizer = get_optimizer
 
 
 def go_on_exactly(script: ModuleType) -> None:

@@ -11,6 +11,7 @@ from rdbm_plugin.config.options import OptionError, check_block, check_choice, c
 from rdbm_plugin.data.inspection import check_headers
 from rdbm_plugin.models.option_checks import (
     check_bridge,
+    check_compiler,
     check_devices,
     check_metrics,
     check_network,
@@ -62,7 +63,9 @@ def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[]
     """All checks of an option file, each to be called; each raises OptionError if it fails."""
     model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
     ours = model.__module__.startswith('rdbm_plugin.')
-    first, own = ((check_unknown,), (check_bridge, check_network)) if ours else ((), (check_foreign_model,))
+    first, own = ((), (check_foreign_model,))
+    if ours:
+        first, own = (check_unknown,), (check_bridge, check_network, check_compiler)
     for check in (*first, check_values, check_devices, *own, check_schedule, check_metrics):
         yield partial(check, opt)
     for phase, dataset in check_block(opt, 'datasets').items():

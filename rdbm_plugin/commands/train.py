@@ -13,6 +13,7 @@ def main() -> None:
     pipeline.check_before_writing(train)
     compat.distribute_on_cpus()
     pipeline.go_on_exactly(train)
+    pipeline.know_more_optimizers()
     compat.mend_prefetcher()
     train.train_pipeline(str(Path.cwd()))
     compat.end_distributed()

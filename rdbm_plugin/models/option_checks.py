@@ -26,20 +26,12 @@ from rdbm_plugin.inference.tiling import SMALLEST
 from rdbm_plugin.inference.training_options import check_trained_bridge
 from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.models.capture import CAPTURES
+from rdbm_plugin.models.optimizers import optimizer_class, try_optimizer
 from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
 
 OBJECTIVE_KEYS = ('node_t_share', 'own_start_share', 'passes', 'pass_nodes')
 """Keys of ``train:`` that :class:`Objective` takes, in its order."""
-
-
-def optimizer_class(optim_opt: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
-    """The torch.optim class named by ``train: optim_g: type``; checks the other keys of the block too."""
-    optimizers = {name: cls for name, cls in vars(torch.optim).items()
-                  if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name != 'Optimizer'}
-    cls = optimizers[check_choice('train: optim_g: type', optim_opt.get('type'), optimizers)]
-    check_keys('train: optim_g', {'params': (), **{k: v for k, v in optim_opt.items() if k != 'type'}}, cls)
-    return cls
 
 
 def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> TrainingSettings:
@@ -64,7 +56,7 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
     clip = math.inf if clip is None else check_number('train: grad_clip', clip, above=0)
     capture = check_choice('train: capture', train_opt.get('capture') or 'auto', CAPTURES)
     return TrainingSettings(amp, clip, train_opt.get('micro_batches') or 1, train_opt.get('nonfinite_limit') or 10,
-                            capture)
+                            capture, bool(train_opt.get('compile')))
 
 
 SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
@@ -82,6 +74,7 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
             raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
                               '!!float 1e-4.')
         _check_optimizer_number(f'train: optim_g: {key}', key, value)
+    try_optimizer(train['optim_g'])
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
     cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
     check_keys(where, {'optimizer': None, **scheduler}, cls)
@@ -113,6 +106,19 @@ def _check_optimizer_number(where: str, key: str, value: Any) -> None:
         for beta in value:
             if check_number(where, beta, 0, 1) == 1:
                 raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
+
+
+def check_compiler(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if ``train: compile`` is asked for where torch.compile does not work; takes seconds."""
+    if not (opt.get('is_train') and opt['train'].get('compile')):
+        return
+    device = 'cpu' if opt.get('num_gpu') == 0 or not torch.cuda.is_available() else 'cuda'
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        raise OptionError(f'train: compile: torch.compile does not work here: {str(error).strip().splitlines()[0]} It '
+                          'needs a C++ compiler (on Debian and Ubuntu: sudo apt install g++) and, on a GPU, triton; '
+                          'or write compile: false.') from None
 
 
 def check_devices(opt: Mapping[str, Any]) -> None:
@@ -187,7 +193,8 @@ def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
         OptionError: Naming the key or file, what was found and what is allowed.
     """
     first = (check_unknown,) if strict else ()
-    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics):
+    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics,
+                  check_compiler):
         check(opt)
 
 

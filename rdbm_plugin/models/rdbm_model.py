@@ -6,7 +6,6 @@ training step, checkpoints, progress, interruption, validator.
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from inspect import signature
 from os import path as osp
 from pathlib import Path
 from signal import Signals
@@ -34,12 +33,13 @@ from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.models.basicsr_model import BasicSRModel
 from rdbm_plugin.models.checkpoints import Checkpoints, surviving
 from rdbm_plugin.models.interruption import Interruption
-from rdbm_plugin.models.option_checks import OBJECTIVE_KEYS, check_model, check_training, optimizer_class
+from rdbm_plugin.models.optimizers import make_optimizer
+from rdbm_plugin.models.option_checks import OBJECTIVE_KEYS, check_model, check_training
 from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
 from rdbm_plugin.models.step_guard import StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
-from rdbm_plugin.models.training_step import Batch, TrainingStep
+from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingStep
 from rdbm_plugin.models.validator import Restoration, Validator
 from rdbm_plugin.samplers import build_sampler
 
@@ -63,6 +63,7 @@ class RDBMModel(BasicSRModel):
     - ``micro_batches``: each batch is worked on in so many parts whose gradients add up. Default 1.
     - ``capture``: ``auto``, ``none`` or ``cuda_graph``: a step is recorded once and repeated as a CUDA graph. ``auto``
       (default): where it can be; the log says if not, and why.
+    - ``compile``: whether torch.compile compiles the network for training. Default false.
     - ``nonfinite_limit``: so many steps in a row whose loss or gradient is not finite end the training. Default 10.
 
     and ``logger:``
@@ -70,9 +71,9 @@ class RDBMModel(BasicSRModel):
     - ``keep_last``: how many states, and the networks that belong to them, are kept. Default: all.
     - ``keep_best``: name of a metric; the network with the best average of it is kept as ``net_g_best.pth``.
 
-    Any torch.optim class may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt`` (L1Loss, ...) compares
-    the estimate of x0 with ``gt``. All that is random in a step follows from ``manual_seed``, iteration and place in
-    the batch of all ranks, so that a resumed run equals one that was never broken off.
+    Any class of torch.optim or timm.optim may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt``
+    (L1Loss, ...) compares the estimate of x0 with ``gt``. All that is random in a step follows from ``manual_seed``,
+    iteration and place in the batch of all ranks, so that a resumed run equals an uninterrupted one.
 
     Raises:
         OptionError: Naming the option key or file, what was found and what is allowed.
@@ -125,8 +126,8 @@ class RDBMModel(BasicSRModel):
         tasks = (self.opt.get('datasets') or {}).get('train', {}).get('tasks') or TASKS
         self.task_losses = TaskLosses(tasks, self.device, self.ranks)
         objective = Objective(self.bridge, self.cri_pix, *map(train.get, OBJECTIVE_KEYS))
-        self.step = TrainingStep(self.net_g, self.optimizer_g, objective, self.cri_perceptual, settings, guard,
-                                 self.task_losses, self.ranks, self.progress, self._averages(), self.ema_decay)
+        self.step = TrainingStep(self.net_g, self.optimizer_g, objective, settings, guard, self.task_losses,
+                                 self.progress, self._average(), self.cri_perceptual)
         if self.step.dtype == torch.bfloat16 and not computes_bf16(self.device):
             get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
                                       'be many times slower than with "amp: auto".')
@@ -134,22 +135,17 @@ class RDBMModel(BasicSRModel):
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         # BasicSR 1.4.2 knows Adam alone.
-        cls = optimizer_class({'type': optim_type, 'lr': lr, **kwargs})
-        if 'foreach' not in kwargs and 'fused' in signature(cls).parameters and self.device.type in ('cpu', 'cuda'):
-            try:
-                return cls(params, lr=lr, **{'fused': True, **kwargs})
-            except RuntimeError:
-                # Older torch has fused optimizers on GPUs alone.
-                pass
-        return cls(params, lr=lr, **kwargs)
+        return make_optimizer(optim_type, params, lr, **kwargs)
 
     def model_ema(self, decay: float = 0.999) -> None:
         # BasicSR's version goes through the parameters one by one.
         averages, values = (list(net.parameters()) for net in (self.net_g_ema, self.get_bare_model(self.net_g)))
         get_ema_multi_avg_fn(decay)(averages, values, 0)
 
-    def _averages(self) -> list[Tensor]:
-        return [p.detach() for p in self.net_g_ema.parameters()] if self.ema_decay > 0 else []
+    def _average(self) -> MovingAverage:
+        if self.ema_decay == 0:
+            return MovingAverage()
+        return MovingAverage([p.detach() for p in self.net_g_ema.parameters()], self.ema_decay)
 
     # ------------------------------------------------------------------ a training step
 

@@ -1,11 +1,11 @@
 """What to do about a step whose loss or gradient is not finite: report its batch, and end a training that is lost."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from basicsr.utils.logger import get_root_logger
-from torch import Tensor, nn
+from torch import Tensor
 
 from rdbm_plugin.models.checkpoints import save_atomically
 from rdbm_plugin.models.ranks import Ranks
@@ -55,7 +55,7 @@ class StepGuard:
         raise NonFiniteLoss(
             f'{self.in_a_row} steps in a row were not finite (train: nonfinite_limit), the last one at iteration '
             f'{iteration}: {_values(losses, norm)}. Its batch and weights are in {dump}; see where they arise: python '
-            f'scripts/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
+            f'scripts/upkeep/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
 
     def _where(self, names: Sequence[str], tasks: Sequence[str]) -> str:
         found = self.ranks.gather(_described(tasks, names))
@@ -79,11 +79,11 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def buffers_of(net: nn.Module) -> Callable[[Tensor], None]:
-    """Note what a forward pass may change beside the weights, such as running means; result(0) puts it back."""
-    noted = [(buffer, buffer.clone()) for buffer in net.buffers()]
+def noted(tensors: Iterable[Tensor]) -> Callable[[Tensor], None]:
+    """Note what a step may change; result(0) puts it back, result(1) does not, and nothing waits for the device."""
+    before = [(tensor, tensor.clone()) for tensor in tensors]
 
     def put_back(taken: Tensor) -> None:
-        for buffer, before in noted:
-            buffer.copy_(torch.where(taken > 0, buffer, before))
+        for tensor, value in before:
+            tensor.copy_(torch.where(taken > 0, tensor, value))
     return put_back

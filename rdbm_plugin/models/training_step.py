@@ -15,8 +15,7 @@ from rdbm_plugin.archs.precision import precision, working_in
 from rdbm_plugin.losses.draws import Draws, seed_step
 from rdbm_plugin.losses.objective import Objective, Plan, States, to_device
 from rdbm_plugin.models.capture import step_taker
-from rdbm_plugin.models.ranks import Ranks
-from rdbm_plugin.models.step_guard import StepGuard, buffers_of, gradient_norm
+from rdbm_plugin.models.step_guard import StepGuard, gradient_norm, noted
 from rdbm_plugin.models.task_losses import TaskLosses
 
 READ_EVERY = 100
@@ -31,6 +30,7 @@ class TrainingSettings(NamedTuple):
     micro_batches: int
     nonfinite_limit: int
     capture: str
+    compile: bool
 
 
 class Batch(NamedTuple):
@@ -40,6 +40,25 @@ class Batch(NamedTuple):
     gt: Tensor
     tasks: Sequence[str]
     names: Sequence[str]
+
+
+class MovingAverage:
+    """Values that follow those of a network.
+
+    Args:
+        values: The averages, in the order of the network's parameters, or none.
+        decay: Share of an average that a step keeps.
+    """
+
+    def __init__(self, values: Sequence[Tensor] = (), decay: float = 0.0) -> None:
+        self.values, self.decay = list(values), decay
+
+    def follow(self, weights: Sequence[Tensor], taken: Tensor) -> None:
+        """Move a step's way to ``weights`` if it was taken: 1, else 0; nothing waits for the device."""
+        if self.values:
+            gaps = torch._foreach_sub(weights, self.values)
+            torch._foreach_mul_(gaps, (1 - self.decay) * taken)
+            torch._foreach_add_(self.values, gaps)
 
 
 class TrainingStep:
@@ -52,31 +71,33 @@ class TrainingStep:
         net: Takes (x_t, mu, t); may be wrapped for several ranks.
         optimizer: Of its parameters.
         objective: Draws states and compares outputs.
-        perceptual: BasicSR's PerceptualLoss on the estimate of x0, or None.
-        settings: Precision, clipping, parts, capture.
-        guard: Reports steps that are not taken.
+        settings: Precision, clipping, parts, capture, compilation.
+        guard: Reports steps that are not taken, of all ranks of the run.
         task_losses: Takes the loss of every sample.
-        ranks: All processes of the run.
         progress: Its seed decides about all that is random; its options go into the guard's dump.
-        averages: What follows the parameters of ``net``, in their order, or nothing.
-        decay: Of these averages.
+        average: Follows the parameters of ``net``.
+        perceptual: BasicSR's PerceptualLoss on the estimate of x0.
     """
 
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
-                 perceptual: nn.Module | None, settings: TrainingSettings, guard: StepGuard, task_losses: TaskLosses,
-                 ranks: Ranks, progress: Any, averages: Sequence[Tensor] = (), decay: float = 0.0) -> None:
+                 settings: TrainingSettings, guard: StepGuard, task_losses: TaskLosses, progress: Any,
+                 average: MovingAverage, perceptual: nn.Module | None = None) -> None:
         self.net, self.optimizer, self.objective, self.perceptual = net, optimizer, objective, perceptual
         self.settings, self.guard, self.task_losses = settings, guard, task_losses
-        self.ranks, self.progress, self.averages, self.decay = ranks, progress, list(averages), decay
+        self.ranks, self.progress, self.average = guard.ranks, progress, average
+        # In training alone: validation has images of many sizes, each of which would be compiled for.
+        self.compiled = torch.compile(net) if settings.compile else net
         self.weights = [p.detach() for p in net.parameters()]
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.dtype = precision(settings.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if settings.amp == 'fp16' else None
-        # Fused optimizers take the device's word for whether to step.
-        self.masked = self.scaler is None and getattr(optimizer, '_step_supports_amp_scaling', False)
+        # Fused optimizers take the device's word for whether to step; what capturable ones have done can be undone.
+        self.fused = self.scaler is None and getattr(optimizer, '_step_supports_amp_scaling', False)
+        capturable = self.scaler is None and all(group.get('capturable') for group in optimizer.param_groups)
+        self.waits = not (self.fused or capturable)
         self.work = step_taker(settings.capture, self._work, optimizer, self._changed, self._obstacle())
-        self.read_every = READ_EVERY if self.masked and self.device.type != 'cpu' else 1
+        self.read_every = 1 if self.waits or self.device.type == 'cpu' else READ_EVERY
         self.resumed = False
         """Whether the next step is the first one after a training state was loaded."""
         self._unread: list[tuple[int, list[str], list[str], Tensor]] = []
@@ -90,7 +111,7 @@ class TrainingStep:
             return 'several processes share the run'
         if self.scaler:
             return 'amp: fp16 reads from the device'
-        if not self.masked or 'capturable' not in self.optimizer.defaults:
+        if self.waits or 'capturable' not in self.optimizer.defaults:
             return f'{type(self.optimizer).__name__} cannot be captured'
         return 'perceptual_opt is set' if self.perceptual else ''
 
@@ -142,13 +163,13 @@ class TrainingStep:
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """The network's output in float32, whatever precision it works in; (N, C, H, W)."""
         with working_in(self.dtype, self.device):
-            return self.net(x_t, mu, t).float()
+            return self.compiled(x_t, mu, t).float()
 
     def _rehearse(self, batch: Batch, plan: Plan) -> None:
         """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
         self.resumed = False
         if isinstance(self.net, DistributedDataParallel):
-            put_back = buffers_of(self.net)
+            put_back = noted(self.net.buffers())
             states = self.objective.states(batch.lq, batch.gt, plan, self.predict)
             self.objective.output(states, self.predict).sum().backward()
             put_back(torch.zeros((), device=self.device))
@@ -158,7 +179,7 @@ class TrainingStep:
 
         Takes tensors alone, in shapes that stay the same from step to step, so that it can be captured.
         """
-        put_back = buffers_of(self.net)
+        put_back = noted(self.net.buffers())
         self._states = self.objective.states(lq, gt, Plan(*plan), self.predict, self.ranks.mean)
         self.optimizer.zero_grad()
         losses, each = self._add_gradients(self._states)
@@ -171,15 +192,17 @@ class TrainingStep:
         self._advance(taken)
         put_back(taken)
         self.task_losses.add(each, members, taken)
-        if self.averages:
-            move_averages(self.averages, self.weights, (1 - self.decay) * taken)
+        self.average.follow(self.weights, taken)
         return found
 
     def _changed(self) -> list[Tensor]:
         """Everything that a step changes."""
-        states = [value for state in self.optimizer.state.values() for value in state.values()
-                  if isinstance(value, Tensor)]
-        return [*self.weights, *self.net.buffers(), *self.averages, self.task_losses.sums, *states]
+        return [*self._stepped(), *self.net.buffers(), *self.average.values, self.task_losses.sums]
+
+    def _stepped(self) -> list[Tensor]:
+        """Everything that the optimizer changes."""
+        return [*self.weights, *(value for state in self.optimizer.state.values() for value in state.values()
+                                 if isinstance(value, Tensor))]
 
     def _add_gradients(self, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of the batch, means over all ranks, and of each sample; gradients are added up part by part."""
@@ -222,9 +245,13 @@ class TrainingStep:
 
     def _advance(self, taken: Tensor) -> None:
         """Let the optimizer step if losses and gradient, which are those of all ranks, are finite."""
-        if self.masked:
+        if self.fused:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, 1 - taken
             self.optimizer.step()
+        elif not self.waits and self.optimizer.state:
+            put_back = noted(self._stepped())
+            self.optimizer.step()
+            put_back(taken)
         elif bool(taken):
             self.scaler.step(self.optimizer) if self.scaler else self.optimizer.step()
         if self.scaler:
@@ -243,10 +270,3 @@ class TrainingStep:
             self.scaler.load_state_dict(state['scaler'])
         self.guard.in_a_row, self.guard.in_all = state.get('nonfinite', (0, 0))
         self.resumed = True
-
-
-def move_averages(averages: Sequence[Tensor], values: Sequence[Tensor], share: Tensor | float) -> None:
-    """Move each average by ``share`` of its way to its value; 0 leaves it as it is."""
-    gaps = torch._foreach_sub(values, averages)
-    torch._foreach_mul_(gaps, share)
-    torch._foreach_add_(averages, gaps)

@@ -18,7 +18,7 @@ from rdbm_plugin.config.options import OptionError
 
 
 def convert(*arguments, cwd, check=True):
-    return command(ROOT / 'scripts/convert_weights.py', *arguments, cwd=cwd, check=check)
+    return command(ROOT / 'scripts/model_conversion/convert_weights.py', *arguments, cwd=cwd, check=check)
 
 
 @pytest.fixture(scope='module')

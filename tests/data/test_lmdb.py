@@ -1,4 +1,4 @@
-"""Writing LMDBs, alone and by scripts/create_lmdb.py, and reading them with BasicSR's own code."""
+"""Writing LMDBs, alone and by scripts/data_preparation/create_lmdb.py, and reading them with BasicSR's own code."""
 import os
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import ImageSource
 from rdbm_plugin.data.lmdb_writer import write_lmdb
 
-SCRIPT = ROOT / 'scripts/create_lmdb.py'
+SCRIPT = ROOT / 'scripts/data_preparation/create_lmdb.py'
 
 
 @pytest.fixture

@@ -40,16 +40,17 @@ RUN = {
     'rdbm doctor -opt options': ({}, []),
     'rdbm doctor -opt FILE': ({'FILE': 'options/train_rdbm_quickstart.yml'}, []),
     'rdbm doctor --codebase FOLDER': ({'FOLDER': 'theirs'}, []),
-    'python scripts/plot_bridge.py': ({}, []),
-    'python scripts/run_suite.py options/suites/family.yml --rows family_vp --write': ({}, []),
+    'python scripts/study/plot_bridge.py': ({}, []),
+    'python scripts/study/run_suite.py options/suites/family.yml --rows family_vp --write': ({}, []),
     'rdbm data list': ({}, []),
     'rdbm restore': ({'FOLDER': 'photos'}, ['--steps', '1', '--device', 'cpu']),
-    'python scripts/prepare_universal.py': ({'/path/to/photos': 'photos'}, ['--out', 'made', '--crop-size', '64']),
-    'python scripts/create_lmdb.py': ({'datasets/Rain13K/train/target': 'photos', 'datasets/Rain13K/train/gt.lmdb':
-                                       'photos.lmdb'}, []),
-    'python scripts/convert_weights.py experiments': (
+    'python scripts/data_preparation/prepare_universal.py': (
+        {'/path/to/photos': 'photos'}, ['--out', 'made', '--crop-size', '64']),
+    'python scripts/data_preparation/create_lmdb.py': (
+        {'datasets/Rain13K/train/target': 'photos', 'datasets/Rain13K/train/gt.lmdb': 'photos.lmdb'}, []),
+    'python scripts/model_conversion/convert_weights.py experiments': (
         {'experiments/NAME/models/net_g_latest.pth': 'rdbm_plugin/inference/weights/rdbm_t.pth'}, []),
-    'python scripts/convert_weights.py': ({}, []),
+    'python scripts/model_conversion/convert_weights.py': ({}, []),
 }
 OTHERS = {
     'python3 scripts/run_tests.py': ('.ci/run', 'scripts/run_tests.py'),
@@ -59,14 +60,14 @@ OTHERS = {
     'rdbm test -opt options/train_rdbm_pairs.yml': ('tests/commands/test_testing.py', 'train_rdbm_pairs.yml'),
     'rdbm demo': ('tests/conftest.py', "'demo', '--no-browser'"),
     'rdbm compare': ('tests/evaluation/test_compare.py', "'rdbm_plugin', 'compare'"),
-    'python scripts/study_darkness.py': ('tests/scripts/test_study.py', "'scripts/study_darkness.py'"),
-    'python scripts/study.py': ('tests/scripts/test_study.py', "'scripts/study.py', 'photos'"),
-    'python scripts/run_suite.py': ('tests/scripts/test_suites.py', "'scripts/run_suite.py'"),
-    'python scripts/export_network.py': ('tests/scripts/test_export.py', 'export_network'),
-    'python scripts/example_onnx.py': ('tests/scripts/test_export.py', 'example_onnx.py'),
-    'python scripts/benchmark.py': ('tests/scripts/test_scripts.py', "'scripts/benchmark.py'"),
-    'python scripts/check_gpu.py': ('tests/scripts/test_scripts.py', "'scripts/check_gpu.py', '--dry'"),
-    'python scripts/score_weights.py': ('tests/scripts/test_scripts.py', 'scripts/score_weights.py'),
+    'python scripts/study/study_darkness.py': ('tests/scripts/test_study.py', "'scripts/study/study_darkness.py'"),
+    'python scripts/study/study.py': ('tests/scripts/test_study.py', "'scripts/study/study.py', 'photos'"),
+    'python scripts/study/run_suite.py': ('tests/scripts/test_suites.py', "'scripts/study/run_suite.py'"),
+    'python scripts/model_conversion/export_network.py': ('tests/scripts/test_export.py', 'export_network'),
+    'python scripts/examples/example_onnx.py': ('tests/scripts/test_export.py', 'example_onnx.py'),
+    'python scripts/study/benchmark.py': ('tests/scripts/test_scripts.py', "'scripts/study/benchmark.py'"),
+    'python scripts/study/check_gpu.py': ('tests/scripts/test_scripts.py', "'scripts/study/check_gpu.py', '--dry'"),
+    'python scripts/study/score_weights.py': ('tests/scripts/test_scripts.py', 'scripts/study/score_weights.py'),
     'python basicsr/train.py': ('tests/basicsr_host/test_basicsr_checkout.py', "'basicsr/train.py', '-opt'"),
     'python -m rdbm_plugin.mmengine': ('tests/mmengine/test_mmengine.py', 'rdbm_plugin.mmengine'),
     'torchrun --nproc_per_node=2 -m rdbm_plugin.mmengine': ('tests/mmengine/test_mmengine.py', 'two_ranks'),
@@ -107,8 +108,8 @@ def test_command_runs(line, folder):
     added = [word for word in added if word != '--force_yml' or word not in words]
     words = ['-m', 'rdbm_plugin', *words[1:]] if words[0] == 'rdbm' else words[1:]
     if 'rdbm.safetensors ' in line and not (folder / 'rdbm.safetensors').exists():
-        command('scripts/convert_weights.py', ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth', 'rdbm.safetensors',
-                cwd=folder)
+        command('scripts/model_conversion/convert_weights.py', ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth',
+                'rdbm.safetensors', cwd=folder)
     if line.endswith('rdbm.safetensors'):
         (folder / 'rdbm.safetensors').unlink(missing_ok=True)
     command(*words, *added, cwd=folder)

@@ -41,6 +41,24 @@ def test_files_that_they_name_exist():
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def test_every_script_that_a_text_or_message_names_exists_and_none_needs_the_tests():
+    scripts = sorted((ROOT / 'scripts').rglob('*.*'))
+    places = [*PAGES, ROOT / 'RESULTS.md', ROOT / 'pyproject.toml', *(ROOT / 'options').rglob('*.yml'),
+              *(ROOT / '.github').rglob('*.yml'), *(ROOT / 'rdbm_plugin').rglob('*.py'),
+              *(ROOT / 'rdbm_plugin').rglob('*.md'), *(path for path in scripts if path.suffix in ('.py', '.sbatch'))]
+    named = {(name, place.name) for place in places
+             for name in re.findall(r'scripts/[\w/]+\.(?:py|sbatch)', place.read_text(encoding='utf-8'))}
+    assert len({name for name, _ in named}) > 15
+    assert [each for each in named if not (ROOT / each[0]).is_file()] == []
+    of_tests = {path.stem for path in (ROOT / 'tests').rglob('*.py')}
+    for path in scripts:
+        if path.suffix == '.py':
+            nodes = list(ast.walk(ast.parse(path.read_bytes())))
+            needed = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+            needed |= {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+            assert not needed & of_tests, path
+
+
 def test_the_first_screen_is_short_and_every_page_is_reached_from_it():
     readme = TEXTS['README.md']
     assert len(readme.encode()) <= 12 * 1024

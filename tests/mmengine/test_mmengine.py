@@ -174,8 +174,9 @@ def test_weights_go_to_basicsr_and_back(whole, tmp_path):
     made, folder, _ = whole
     checkpoint = load(folder / 'iter_4.pth')
     converted = from_mmengine(checkpoint)
-    command(ROOT / 'scripts/convert_weights.py', folder / 'iter_4.pth', 'average.pth', cwd=tmp_path)
-    command(ROOT / 'scripts/convert_weights.py', 'average.pth', 'start.pth', '--mmengine', cwd=tmp_path)
+    command(ROOT / 'scripts/model_conversion/convert_weights.py', folder / 'iter_4.pth', 'average.pth', cwd=tmp_path)
+    command(ROOT / 'scripts/model_conversion/convert_weights.py', 'average.pth', 'start.pth', '--mmengine',
+            cwd=tmp_path)
     assert largest_gap(read_parameters(tmp_path / 'average.pth'), converted['params_ema']) == 0
     assert largest_gap(load(tmp_path / 'start.pth')['state_dict'], checkpoint['state_dict']) == 0
     restorer = MODELS.build(made.cfg.model)

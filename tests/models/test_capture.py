@@ -17,7 +17,7 @@ from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import Progress
 from rdbm_plugin.models.step_guard import StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
-from rdbm_plugin.models.training_step import Batch, TrainingSettings, TrainingStep
+from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingSettings, TrainingStep
 
 ALONE = Ranks(False)
 
@@ -59,10 +59,10 @@ def step_of(record=None, device='cpu', capture='none', folder=None):
     """A training step; with ``record`` it is captured by that."""
     net, average = Network().to(device), Network().to(device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-2, fused=True)
-    step = TrainingStep(net, optimizer, Objective(build_bridge(), ResidualModulatedLoss(balance=0.5), 0.5, 1.0), None,
-                        TrainingSettings('none', 1.0, 1, 3, capture), StepGuard(3, folder, ALONE),
-                        TaskLosses(['rain', 'snow'], torch.device(device), ALONE), ALONE,
-                        Progress({'manual_seed': 3}), [p.detach() for p in average.parameters()], 0.9)
+    step = TrainingStep(net, optimizer, Objective(build_bridge(), ResidualModulatedLoss(balance=0.5), 0.5, 1.0),
+                        TrainingSettings('none', 1.0, 1, 3, capture, False), StepGuard(3, folder, ALONE),
+                        TaskLosses(['rain', 'snow'], torch.device(device), ALONE), Progress({'manual_seed': 3}),
+                        MovingAverage([p.detach() for p in average.parameters()], 0.9))
     if record:
         step.work = CapturedStep(step._work, optimizer, step._changed, record)
     return step
@@ -116,7 +116,7 @@ def test_a_resumed_run_records_anew_and_goes_on_bit_for_bit():
     train(first, range(1, 8))
     second.net.load_state_dict(first.net.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
-    for here, there in zip(second.averages, first.averages):
+    for here, there in zip(second.average.values, first.average.values):
         here.copy_(there)
     second.load(first.state())
     train(second, range(8, 13))

@@ -84,8 +84,8 @@ def test_too_many_in_a_row_end_the_training_with_a_dump_that_repeats_the_step(bu
     with pytest.raises(NonFiniteLoss, match='3 steps in a row') as error:
         step(model, poisoned('lq', math.nan), 5)
     dump = tmp_path / 'nonfinite_5_rank0.pth'
-    assert str(dump) in str(error.value) and 'scripts/replay_step.py' in str(error.value)
-    process = command(ROOT / 'scripts/replay_step.py', dump, cwd=tmp_path, check=False)
+    assert str(dump) in str(error.value) and 'scripts/upkeep/replay_step.py' in str(error.value)
+    process = command(ROOT / 'scripts/upkeep/replay_step.py', dump, cwd=tmp_path, check=False)
     assert process.returncode == 1
     assert 'mu is not finite: b.png' in process.stdout
     assert 'amp: none: first not finite: output of' in process.stdout and 'amp: bf16: first not' in process.stdout
@@ -98,7 +98,7 @@ def test_replay_tells_a_sick_network_from_sick_data(build, tmp_path):
         model.net_g.tail.bias[0] = math.nan
     with pytest.raises(NonFiniteLoss):
         step(model, batch(), 1)
-    output = command(ROOT / 'scripts/replay_step.py', tmp_path / 'nonfinite_1_rank0.pth', cwd=tmp_path,
+    output = command(ROOT / 'scripts/upkeep/replay_step.py', tmp_path / 'nonfinite_1_rank0.pth', cwd=tmp_path,
                      check=False).stdout
     assert 'weights tail.bias is not finite' in output and 'mu is not' not in output
     assert 'first not finite: output of tail (Conv2d)' in output

@@ -25,7 +25,7 @@ from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
 from rdbm_plugin.models.step_guard import NonFiniteLoss, StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
-from rdbm_plugin.models.training_step import Batch, TrainingSettings, TrainingStep
+from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingSettings, TrainingStep
 from rdbm_plugin.models.validator import Restoration, Validator
 
 ALONE = Ranks(False)
@@ -249,9 +249,9 @@ class Linear(nn.Module):
 def step_of(micro_batches=1, lr=0.1, clip=math.inf, share=0.0):
     net = Linear()
     objective = Objective(build_bridge(), ResidualModulatedLoss(), 1.0, share)
-    return TrainingStep(net, torch.optim.SGD(net.parameters(), lr), objective, None,
-                        TrainingSettings('none', clip, micro_batches, 3, 'auto'), StepGuard(3, None, ALONE),
-                        TaskLosses(['rain', 'snow'], torch.device('cpu'), ALONE), ALONE, Progress(OPT))
+    return TrainingStep(net, torch.optim.SGD(net.parameters(), lr), objective,
+                        TrainingSettings('none', clip, micro_batches, 3, 'auto', False), StepGuard(3, None, ALONE),
+                        TaskLosses(['rain', 'snow'], torch.device('cpu'), ALONE), Progress(OPT), MovingAverage())
 
 
 def pairs(count=4):
@@ -323,9 +323,9 @@ def test_steps_are_read_later_where_that_saves_waiting(log, tmp_path):
     def fused():
         step = step_of()
         step.optimizer = torch.optim.AdamW(step.net.parameters(), 0.1, fused=True)
-        again = TrainingStep(step.net, step.optimizer, step.objective, None, step.settings,
-                             StepGuard(3, tmp_path, ALONE), step.task_losses, ALONE, Progress(OPT))
-        assert again.masked
+        again = TrainingStep(step.net, step.optimizer, step.objective, step.settings, StepGuard(3, tmp_path, ALONE),
+                             step.task_losses, Progress(OPT), MovingAverage())
+        assert again.fused
         return again
     plain, late = fused(), fused()
     late.read_every = 100

@@ -104,12 +104,12 @@ def test_example_restores_a_photo(files, restorer, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (45, 37, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'photo.png'), photo[..., ::-1])
     (tmp_path / 'rdbm.onnx').write_bytes(files['.onnx'][0])
-    run = (ROOT / 'scripts/example_onnx.py', 'rdbm.onnx', 'photo.png', 'restored.png')
+    run = (ROOT / 'scripts/examples/example_onnx.py', 'rdbm.onnx', 'photo.png', 'restored.png')
     command(*run, cwd=tmp_path)
     found = cv2.imread(str(tmp_path / 'restored.png'))[..., ::-1]
     assert np.abs(found.astype(int) - restorer(photo)).max() <= 1
     assert command(*run, cwd=tmp_path, check=False).returncode != 0, 'the picture is not replaced'
-    text = (ROOT / 'scripts/example_onnx.py').read_text()
+    text = (ROOT / 'scripts/examples/example_onnx.py').read_text()
     assert 'import torch' not in text and 'rdbm_plugin ' not in text
 
 

@@ -1,4 +1,4 @@
-"""scripts/prepare_universal.py on the embedded photos and on a folder."""
+"""scripts/data_preparation/prepare_universal.py on the embedded photos and on a folder."""
 import json
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rdbm_plugin.data import degradations
 from rdbm_plugin.data.clean_sources import EMBEDDED, open_clean
 from rdbm_plugin.data.image_source import ImageSource, to_float
 
-SCRIPT = ROOT / 'scripts/prepare_universal.py'
+SCRIPT = ROOT / 'scripts/data_preparation/prepare_universal.py'
 TASKS = ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur')
 
 

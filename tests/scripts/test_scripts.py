@@ -14,7 +14,7 @@ FAMILY = ROOT / 'options/suites/family.yml'
 
 
 def test_bridges_are_drawn(tmp_path):
-    command(ROOT / 'scripts/plot_bridge.py', ROOT / 'options/train_rdbm_universal.yml', FAMILY, '--out', 'plots',
+    command(ROOT / 'scripts/study/plot_bridge.py', ROOT / 'options/train_rdbm_universal.yml', FAMILY, '--out', 'plots',
             cwd=tmp_path)
     for name in ('coefficients', 'rnr', 'paths', 'noise_map'):
         picture = cv2.imread(str(tmp_path / f'plots/{name}.png'))
@@ -23,7 +23,7 @@ def test_bridges_are_drawn(tmp_path):
 
 def test_drawing_names_a_bad_file(tmp_path):
     (tmp_path / 'bad.yml').write_text('name: bad\nnum_gpu: 0\ndatasets: {}\npath: {}\nbridge: {type: Brige}\n')
-    process = command(ROOT / 'scripts/plot_bridge.py', 'bad.yml', cwd=tmp_path, check=False)
+    process = command(ROOT / 'scripts/study/plot_bridge.py', 'bad.yml', cwd=tmp_path, check=False)
     assert process.returncode == 1 and "bridge: type: found 'Brige'" in process.stdout
     assert 'Traceback' not in process.stdout
 
@@ -43,7 +43,8 @@ def test_quickstart_begins_with_the_shipped_weights_or_without(scratch, tmp_path
 
 
 def test_inpainting_example_keeps_what_is_known(tmp_path):
-    process = command(ROOT / 'scripts/example_inpainting.py', '--checkpoint', 'shipped', '--steps', 2, cwd=tmp_path)
+    process = command(ROOT / 'scripts/examples/example_inpainting.py', '--checkpoint', 'shipped', '--steps', 2,
+                      cwd=tmp_path)
     lines = [line for line in process.stdout.splitlines() if 'pixels known' in line]
     assert len(lines) == 2
     found = [[float(part.split()[-1]) for part in line.split('PSNR')[1].split(',')] for line in lines]
@@ -54,8 +55,8 @@ def test_inpainting_example_keeps_what_is_known(tmp_path):
 
 @pytest.mark.alone
 def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
-    process = command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer', '--rounds', 2,
-                      cwd=tmp_path)
+    process = command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer',
+                      '--rounds', 2, cwd=tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
     ratios = {row['what']: row for row in rows if 'ratio' in row}
     assert len(ratios) >= 6 and all(row['low'] <= row['ratio'] <= row['high'] for row in ratios.values())
@@ -67,8 +68,8 @@ def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
 @pytest.mark.slow
 @pytest.mark.alone
 def test_time_grows_with_pixels_and_evaluations(tmp_path):
-    command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'growth', '--rounds', 3, '--largest', 512,
-            cwd=tmp_path)
+    command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'growth', '--rounds', 3,
+            '--largest', 512, cwd=tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
     assert 0.8 < next(row for row in rows if row['what'] == 'seconds against evaluations')['exponent'] < 1.2
 
@@ -78,7 +79,7 @@ def test_time_grows_with_pixels_and_evaluations(tmp_path):
 def test_our_network_is_faster_than_one_with_attention(tmp_path):
     """Nine to fifteen times as fast was measured for an evaluation of variant T, and three times is promised. The other
     bounds are nearer to what was measured than a busy machine is steady."""
-    command(ROOT / 'scripts/benchmark.py', '--device', 'cpu', '--parts', 'networks', '--rounds', 1, cwd=tmp_path)
+    command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'networks', '--rounds', 1, cwd=tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
     bounded = [row for row in rows if row['bound']]
     assert [row['bound'] for row in bounded] == ['>= 3', '>= 3', '>= 1.5', '>= 1.5']
@@ -87,8 +88,8 @@ def test_our_network_is_faster_than_one_with_attention(tmp_path):
 
 
 def test_weights_are_scored_on_own_and_on_foreign_damage(tmp_path):
-    printed = command(ROOT / 'scripts/score_weights.py', 'embedded', '--count', 1, '--steps', 1, '--device', 'cpu',
-                      cwd=tmp_path).stdout
+    printed = command(ROOT / 'scripts/study/score_weights.py', 'embedded', '--count', 1, '--steps', 1, '--device',
+                      'cpu', cwd=tmp_path).stdout
     found = json.loads((tmp_path / 'scores.json').read_text(encoding='utf-8'))['psnr']
     assert found.keys() == {'degraded', 'shipped, 1 evaluations'} and found['degraded']['intact'] == [100.0]
     assert sum(kind.startswith('own') for kind in found['degraded']) == 5
@@ -100,7 +101,7 @@ def test_weights_are_scored_on_own_and_on_foreign_damage(tmp_path):
 
 
 def test_pictures_of_the_pages_are_made(tmp_path):
-    command(ROOT / 'scripts/make_pictures.py', '--out', tmp_path, '--steps', 1, cwd=tmp_path)
+    command(ROOT / 'scripts/upkeep/make_pictures.py', '--out', tmp_path, '--steps', 1, cwd=tmp_path)
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*.jpg')}
     assert made == {'strengths.jpg', 'before_after.jpg', 'restored.jpg', *(f'samples/{name}.jpg' for name in (
         'rainy', 'dark', 'snowy', 'hazy'))}
@@ -109,7 +110,7 @@ def test_pictures_of_the_pages_are_made(tmp_path):
 
 
 def test_the_check_of_a_gpu_runs_dry(tmp_path):
-    process = command(ROOT / 'scripts/check_gpu.py', '--dry', cwd=tmp_path)
+    process = command(ROOT / 'scripts/study/check_gpu.py', '--dry', cwd=tmp_path)
     rows = json.loads((tmp_path / 'check_gpu.json').read_text())['rows']
     found = {row['what'].split(',')[0].split(' in ')[0]: row for row in rows}
     for what in ('T', '10-step sampling / 10 evaluations', 'waits', 'resumed against at once', '80x48'):

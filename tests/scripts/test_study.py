@@ -34,8 +34,8 @@ def small(tmp_path):
 
 
 def study(small, *words, check=True):
-    return command(ROOT / 'scripts/study.py', 'photos', '--suite', small, '-o', 'study.json', *words, cwd=small.parent,
-                   check=check)
+    return command(ROOT / 'scripts/study/study.py', 'photos', '--suite', small, '-o', 'study.json', *words,
+                   cwd=small.parent, check=check)
 
 
 def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
@@ -60,7 +60,7 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     again = study(small, *rows).stdout
     assert len(models) == 5 and [model.stat().st_mtime_ns for model in models] == times
     assert again[again.index('## '):] == output[output.index('## '):]
-    laid = command(ROOT / 'scripts/study.py', '--tables', 'study.json', cwd=small.parent).stdout
+    laid = command(ROOT / 'scripts/study/study.py', '--tables', 'study.json', cwd=small.parent).stdout
     assert laid.strip() in output and (small.parent / 'study.md').read_text() == laid
     plots = {path.stem: path.stat().st_size for path in small.parent.glob('*.png')}
     assert set(plots) == {f'study_{claim}' for claim in (
@@ -92,7 +92,7 @@ def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
 
 
 def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
-    darkness = partial(command, ROOT / 'scripts/study_darkness.py', cwd=small.parent, check=False)
+    darkness = partial(command, ROOT / 'scripts/study/study_darkness.py', cwd=small.parent, check=False)
     words = ['photos', '--suite', small, '-o', 'dark.json', '--seeds', 0]
     process = darkness(*words)
     assert process.returncode == 1 and 'found no training in experiments/' in process.stdout

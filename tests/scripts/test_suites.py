@@ -144,8 +144,8 @@ SUITE = ROOT / 'options/suites/baselines.yml'
 
 
 def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
-    run = [ROOT / 'scripts/run_suite.py', SUITE, QUICK, '--rows', 'edsr_t', '--iters', 3, '-o', 'suite', '--force_yml',
-           *SMALL]
+    run = [ROOT / 'scripts/study/run_suite.py', SUITE, QUICK, '--rows', 'edsr_t', '--iters', 3, '-o', 'suite',
+           '--force_yml', *SMALL]
     process = command(*run, cwd=tmp_path)
     assert 'edsr_t: trained in' in process.stdout and 'train_rdbm_quickstart: trained in' in process.stdout
     assert (tmp_path / 'suite/page.html').is_file()
@@ -160,7 +160,7 @@ def test_a_suite_trains_what_is_missing_and_compares(tmp_path):
 def test_the_recipe_of_the_shipped_weights_is_one_command(prepared, tmp_path):
     (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
     suite = ROOT / 'options/suites/shipped.yml'
-    process = command(ROOT / 'scripts/run_suite.py', suite, '--iters', 1, '--force_yml', *SMALL, cwd=tmp_path)
+    process = command(ROOT / 'scripts/study/run_suite.py', suite, '--iters', 1, '--force_yml', *SMALL, cwd=tmp_path)
     assert 'shipped_small: trained in' in process.stdout and 'shipped: trained in' in process.stdout
     log = (tmp_path / 'comparison/logs/shipped.log').read_text()
     assert 'Loading RDBMUNet from experiments/shipped_small/models/net_g_latest.pth' in log
@@ -172,8 +172,8 @@ def test_the_suite_that_the_page_shows_trains_a_rival_on_pairs(prepared, tmp_pat
     (tmp_path / 'mine.yml').write_text(block.replace('train_mine.yml ', f'{ROOT}/options/train_rdbm_pairs.yml '))
     (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
     small = [each for each in SMALL if not re.match('datasets:val_[2-5]', each)]
-    command(ROOT / 'scripts/run_suite.py', 'mine.yml', '--rows', 'edsr', '--iters', 2, '-o', 'suite', '--force_yml',
-            *small, cwd=tmp_path)
+    command(ROOT / 'scripts/study/run_suite.py', 'mine.yml', '--rows', 'edsr', '--iters', 2, '-o', 'suite',
+            '--force_yml', *small, cwd=tmp_path)
     assert '| edsr |' in (tmp_path / 'suite/table.md').read_text(encoding='utf-8')
 
 
@@ -181,8 +181,8 @@ def test_a_suite_goes_on_after_a_failure_and_budgets_time(tmp_path):
     good = row_file('baselines', 'edsr_t', tmp_path)
     text = good.read_text(encoding='utf-8').replace('num_block: 4', 'num_blocks: 4')
     (tmp_path / 'bad.yml').write_text(text.replace('name: edsr_t', 'name: bad'))
-    process = command(ROOT / 'scripts/run_suite.py', 'bad.yml', good, '--minutes', 0.02, '-o', 'suite', '--sets', good,
-                      '--force_yml', *SMALL, cwd=tmp_path, check=False)
+    process = command(ROOT / 'scripts/study/run_suite.py', 'bad.yml', good, '--minutes', 0.02, '-o', 'suite',
+                      '--sets', good, '--force_yml', *SMALL, cwd=tmp_path, check=False)
     assert process.returncode == 1 and 'edsr_t: trained in' in process.stdout and "'num_blocks'" in (
         tmp_path / 'suite/logs/bad.log').read_text()
     assert re.search(r'"iterations": \d+', (tmp_path / 'suite/logs/edsr_t.json').read_text())
@@ -190,7 +190,7 @@ def test_a_suite_goes_on_after_a_failure_and_budgets_time(tmp_path):
 
 
 def test_rows_are_written_as_option_files_and_unknown_ones_named(tmp_path):
-    run = [ROOT / 'scripts/run_suite.py', ROOT / 'options/suites/published.yml', '--write', 'own']
+    run = [ROOT / 'scripts/study/run_suite.py', ROOT / 'options/suites/published.yml', '--write', 'own']
     assert command(*run, cwd=tmp_path).stdout.split() == ['own/test_goub.yml', 'own/test_irsde.yml']
     assert read_option_file(tmp_path / 'own/test_goub.yml')['bridge']['type'] == 'OUBridge'
     process = command(*run, '--rows', 'goub', cwd=tmp_path, check=False)

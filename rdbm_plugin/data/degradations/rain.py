@@ -1,6 +1,7 @@
 """Rain: streaks over the scene and a veil, after Garg & Nayar (IJCV 2007).
 
-Wide: with mist, and with drops on the lens that refract and blur what lies behind (Qian et al., CVPR 2018).
+Wide: streaks that differ within a picture, as drops differ in distance, size and focus; with mist, and with drops on
+the lens that refract and blur what lies behind (Qian et al., CVPR 2018).
 """
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,31 @@ class Rain:
 
 
 @dataclass(frozen=True)
+class Streaks:
+    """Streaks of one wind at several distances, no two alike. count: of distances; cover: share of the picture under
+    the streaks of each; length and width of the nearest; angle from vertical; strength of the brightest."""
+
+    count: int
+    cover: float
+    length: float
+    width: float
+    angle: float
+    strength: float
+
+    def apply(self, image: Image, rng: Generator) -> Image:
+        """Screen tapered streaks over ``image``; far ones are shorter, thinner and fainter."""
+        for near in np.linspace(0.25, 1, self.count):
+            length, width = self.length * near * rng.uniform(0.6, 1.4), self.width * near * rng.uniform(0.6, 1.4)
+            kernel = cv2.GaussianBlur(line(length, self.angle + rng.normal(0, 0.06)), (0, 0), 0.4 + width / 2)
+            bright = rng.uniform(0.2, 1, image.shape[:2]).astype(np.float32)
+            seeds = bright * (rng.random(image.shape[:2]) < self.cover / (length * (1 + width)))
+            sheet = cv2.filter2D(seeds, -1, kernel / kernel.max(), borderType=cv2.BORDER_REFLECT_101)
+            brightest = np.float32(self.strength * (0.4 + 0.6 * near))
+            image = image + brightest * np.minimum(sheet, 1)[..., None] * (1 - image)
+        return image
+
+
+@dataclass(frozen=True)
 class LensDrops:
     """Drops on the lens. count; radius of the largest; bend: how far they displace what is behind, in radii."""
 
@@ -77,11 +103,16 @@ class LensDrops:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """From drizzle to a downpour; half with mist, a sixth with 3 to 30 drops on the lens."""
+    """From drizzle to a downpour, half with streaks no two alike; half with mist, a sixth with 3 to 30 drops on the
+    lens."""
     rng = strength.rng
-    parts: list[Any] = [Rain(int(rng.integers(1, 4)), strength.decades(3e-4, 1.5e-2), strength.decades(6, 38),
-                             rng.uniform(-0.8, 0.8), strength.between(0.2, 0.95), strength.between(0, 0.15),
-                             rng.uniform(0.35, 1.1))]
+    angle = rng.uniform(-0.8, 0.8)
+    if rng.random() < 0.5:
+        parts: list[Any] = [Streaks(int(rng.integers(2, 6)), strength.decades(0.02, 0.25), strength.decades(8, 60),
+                                    rng.uniform(0, 3), angle, strength.between(0.3, 0.95))]
+    else:
+        parts = [Rain(int(rng.integers(1, 4)), strength.decades(3e-4, 1.5e-2), strength.decades(6, 38), angle,
+                      strength.between(0.2, 0.95), strength.between(0, 0.15), rng.uniform(0.35, 1.1))]
     if rng.random() < 0.5:
         parts.append(draw_mist(strength))
     if rng.random() < 0.17:

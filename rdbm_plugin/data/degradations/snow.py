@@ -14,7 +14,7 @@ from rdbm_plugin.data.degradations.shapes import Image, disk, line
 @dataclass(frozen=True)
 class Snow:
     """Flakes at three depths. density: share of seed pixels; radius of the nearest; motion: length, angle; opacity;
-    veil: white haze; pale: loss of colour in it."""
+    veil: white haze; pale: loss of colour in it; uneven: how much flakes differ in opacity."""
 
     density: float
     radius: float
@@ -23,6 +23,7 @@ class Snow:
     opacity: float
     veil: float
     pale: float = 0.0
+    uneven: float = 0.0
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Snow':
@@ -36,6 +37,8 @@ class Snow:
         clear = np.ones((height, width), np.float32)
         for far in (1.0, 0.6, 0.35):
             seeds = (rng.random((height, width), dtype=np.float32) < self.density / far).astype(np.float32)
+            if self.uneven:
+                seeds *= 1 - np.float32(self.uneven) * rng.random((height, width), dtype=np.float32)
             flakes = cv2.dilate(seeds, disk(self.radius * far).astype(np.uint8))
             flakes = cv2.filter2D(flakes, -1, line(self.motion * far, self.angle), borderType=cv2.BORDER_REFLECT_101)
             flakes = cv2.GaussianBlur(flakes, (0, 0), 0.4 + 0.3 * self.radius * far)
@@ -47,12 +50,13 @@ class Snow:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """From powder (radius 0.7) to soft flakes (radius 7), veil 0 to 0.4, half paler by up to 0.6; a third misty."""
+    """From powder (radius 0.7) to soft flakes (radius 7), veil 0 to 0.4, half paler by up to 0.6, flakes of up to ten
+    times another's opacity; a third misty."""
     rng = strength.rng
     size = rng.random()
     parts: list[Any] = [Snow(strength.decades(5e-4, 1.2e-2) * 0.25**size, 0.7 * 10**size, strength.between(1, 14),
                              rng.uniform(0, np.pi), strength.between(0.4, 1), strength.between(0, 0.4),
-                             strength.between(0, 0.6) if rng.random() < 0.5 else 0.0)]
+                             strength.between(0, 0.6) if rng.random() < 0.5 else 0.0, rng.uniform(0, 0.9))]
     if rng.random() < 0.33:
         parts.append(draw_mist(strength))
     return parts

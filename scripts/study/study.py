@@ -1,9 +1,9 @@
 """Does the bridge pay? Trains the rows of a suite file on clean photos, scores them, and lays the figures out.
 
-    python scripts/study.py datasets/bsds500                              # options/suites/study.yml, on two CPU cores
-    python scripts/study.py datasets/bsds500 --scale gpu -o docs/results/study_gpu.json
-    python scripts/study.py datasets/bsds500 --rows regression residual_passes --seeds 0
-    python scripts/study.py --tables docs/results/study.json              # tables and plots of figures that are there
+    python scripts/study/study.py datasets/bsds500                        # options/suites/study.yml, on two CPU cores
+    python scripts/study/study.py datasets/bsds500 --scale gpu -o docs/results/study_gpu.json
+    python scripts/study/study.py datasets/bsds500 --rows regression residual_passes --seeds 0
+    python scripts/study/study.py --tables docs/results/study.json        # tables and plots of figures that are there
 
 The folder holds train, val and test. Trainings lie in experiments/ and are gone on with where they were broken off. On
 CPUs one runs on each core. Figures are added to the file after -o as soon as they are there, with seed, iterations and
@@ -38,7 +38,7 @@ from rdbm_plugin.data.packing import centre
 from rdbm_plugin.losses.draws import most_in
 from rdbm_plugin.samplers import build_sampler
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LATEST = Path('models/net_g_latest.pth')
 
 

@@ -1,31 +1,26 @@
 """Scores weights on whole photos: damage of the kind trained on, damage by other formulas, and no damage.
 
-    python scripts/score_weights.py FOLDER [--checkpoint FILE ...] [--steps 1 2 5] [--count 40] [--out FILE.json]
+    python scripts/study/score_weights.py FOLDER [--checkpoint FILE ...] [--steps 1 2 5] [--count 40] [--out FILE.json]
 
 FOLDER holds clean photos that training never saw. PSNR in dB of RGB in 8 bits: of each kind the mean over the photos,
 of the undamaged photos the mean and the lowest. Needs the package without BasicSR, and OpenCV.
 """
 import json
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from foreign_damage import KINDS, damage
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
-
-from foreign_damage import KINDS, damage  # noqa: E402
-
-from rdbm_plugin import Restorer  # noqa: E402
-from rdbm_plugin.data.clean_sources import CleanSource, open_clean  # noqa: E402
-from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw  # noqa: E402
-from rdbm_plugin.data.image_source import to_float  # noqa: E402
-from rdbm_plugin.evaluation.protocols import psnr_rgb  # noqa: E402
-from rdbm_plugin.evaluation.results import aligned  # noqa: E402
+from rdbm_plugin import Restorer
+from rdbm_plugin.data.clean_sources import CleanSource, open_clean
+from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw
+from rdbm_plugin.data.image_source import to_float
+from rdbm_plugin.evaluation.protocols import psnr_rgb
+from rdbm_plugin.evaluation.results import aligned
 
 Picture = NDArray[np.float32]
 

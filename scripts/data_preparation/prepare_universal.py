@@ -1,6 +1,6 @@
 """Makes paired data sets of five tasks from clean photos.
 
-    python scripts/prepare_universal.py --clean /path/to/photos
+    python scripts/data_preparation/prepare_universal.py --clean /path/to/photos
 
 writes datasets/universal/<task>/{train,val}/{gt,lq}, the parameters of every degraded image beside them in
 parameters.jsonl, a picture overview.png, and says what to write into an option file. Started again, it goes on

@@ -1,6 +1,6 @@
 """Draws the bridges of option files.
 
-    python scripts/plot_bridge.py options/train_rdbm_universal.yml options/suites/family.yml --out plots
+    python scripts/study/plot_bridge.py options/train_rdbm_universal.yml options/suites/family.yml --out plots
 
 writes four pictures: coefficients.png (weight of the residual and scale of the noise over time, one line a file),
 rnr.png (residual-to-noise ratio of the first file: one curve for pi = residual against a fan for pi = 1), paths.png

@@ -1,7 +1,7 @@
-"""Do networks tell darkness by its noise? Scores trainings of scripts/study.py on dark pictures with and without it.
+"""Do networks tell darkness by its noise? Scores trainings of study.py on dark pictures with and without it.
 
-    python scripts/study_darkness.py datasets/bsds500 -o docs/results/darkness_cpu.json   # where study.py trained them
-    python scripts/study_darkness.py --tables docs/results/darkness_cpu.json
+    python scripts/study/study_darkness.py datasets/bsds500 -o docs/results/darkness_cpu.json   # where study.py ran
+    python scripts/study/study_darkness.py --tables docs/results/darkness_cpu.json
 
 One evaluation each. Beside PSNR: how much of the brightness that is missing comes back, as a share.
 """
@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from foreign_damage import dim, jpeg
 from score_weights import Picture, psnr
 from study import LATEST, Row, Trained, keep, parsed, photos, shared_arguments
 from study_layout import Figures, by_row, deviation, lay_out, spread
 from tqdm import tqdm
 
-from foreign_damage import dim, jpeg  # isort: skip
 from rdbm_plugin.data.degradations.lowlight import LowLight
 from rdbm_plugin.evaluation.results import markdown
 from rdbm_plugin.samplers import build_sampler
@@ -80,7 +80,8 @@ def main() -> int:
     if not args.tables:
         there = [row for row in wanted if (row.folder / LATEST).is_file()]
         if not there:
-            print('study_darkness: found no training in experiments/; run scripts/study.py first', file=sys.stderr)
+            print('study_darkness: found no training in experiments/; run scripts/study/study.py first',
+                  file=sys.stderr)
             return 1
         pictures = [(kind, dark, clean) for number, clean in photos(args) for kind, dark in darkened(clean, number)]
         keep([score(row, pictures) for row in tqdm(there, unit='training')], args)

@@ -1,6 +1,6 @@
 """Restores a photo of which part of the pixels is known to be intact, with and without using that knowledge.
 
-    python scripts/example_inpainting.py [--checkpoint experiments/train_rdbm_quickstart]
+    python scripts/examples/example_inpainting.py [--checkpoint experiments/train_rdbm_quickstart]
 
 covers a held-out photo with rain and with snow, both without veil, and takes the pixels that this changed by less than
 2/255 as known, as a mask from elsewhere would say. Restores the rest without any retraining. Writes inpainting.png

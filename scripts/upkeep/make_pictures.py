@@ -1,11 +1,10 @@
 """Makes the pictures of README.md and docs/ anew: damage at three strengths, samples, and what weights make of them.
 
-    python scripts/make_pictures.py [--checkpoint FILE] [--out docs]        # pip install scikit-learn matplotlib
+    python scripts/upkeep/make_pictures.py [--checkpoint FILE] [--out docs]        # pip install scikit-learn matplotlib
 
 From photos that training never saw and that may be shown: of scikit-image (chelsea, coffee, rocket, astronaut; public
 domain and CC0) and scikit-learn (china; danielbuechele, CC BY 2.0). Needs the package without BasicSR.
 """
-import sys
 from argparse import ArgumentParser
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-
-from rdbm_plugin import Restorer  # noqa: E402
-from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw  # noqa: E402
-from rdbm_plugin.data.image_source import to_float  # noqa: E402
-from rdbm_plugin.data.photo_file import Photo, read_photo, write_photo  # noqa: E402
-from rdbm_plugin.evaluation.pictures import picture_grid  # noqa: E402
+from rdbm_plugin import Restorer
+from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw
+from rdbm_plugin.data.image_source import to_float
+from rdbm_plugin.data.photo_file import Photo, read_photo, write_photo
+from rdbm_plugin.evaluation.pictures import picture_grid
 
 Picture = NDArray[np.float32]
 PHOTOS = {'derain': ('sklearn.datasets.images', 'china.jpg'), 'lowlight': ('skimage.data', 'coffee.png'),
@@ -56,7 +53,7 @@ def main() -> None:
     """Write all pictures."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--checkpoint', default='shipped', help='weights (default: those of the package)')
-    parser.add_argument('--out', type=Path, default=Path(__file__).resolve().parent.parent / 'docs')
+    parser.add_argument('--out', type=Path, default=Path(__file__).resolve().parents[2] / 'docs')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, help='network evaluations (default: as the weights have it)')
     args = parser.parse_args()

@@ -1,11 +1,11 @@
 """Turns weights of a training into another layout: BasicSR's .pth, a plain .pth, mmengine's .pth, or safetensors.
 
-    python scripts/convert_weights.py experiments/NAME/models/net_g_latest.pth rdbm.safetensors
-    python scripts/convert_weights.py rdbm.safetensors net_g.pth
-    python scripts/convert_weights.py net_g.pth network.pth --plain
-    python scripts/convert_weights.py net_g.pth small.pth --half
-    python scripts/convert_weights.py work_dirs/NAME/iter_3000.pth net_g.pth      # of mmengine
-    python scripts/convert_weights.py net_g.pth start.pth --mmengine              # for load_from in a config
+    python scripts/model_conversion/convert_weights.py experiments/NAME/models/net_g_latest.pth rdbm.safetensors
+    python scripts/model_conversion/convert_weights.py rdbm.safetensors net_g.pth
+    python scripts/model_conversion/convert_weights.py net_g.pth network.pth --plain
+    python scripts/model_conversion/convert_weights.py net_g.pth small.pth --half
+    python scripts/model_conversion/convert_weights.py work_dirs/NAME/iter_3000.pth net_g.pth     # of mmengine
+    python scripts/model_conversion/convert_weights.py net_g.pth start.pth --mmengine             # for its load_from
 
 Reads all that the plugin reads as weights, also checkpoints of mmengine and the files of IR-SDE and GOUB. The suffix of
 OUT decides what it writes.

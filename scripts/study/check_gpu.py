@@ -1,8 +1,8 @@
 """What CPUs cannot show: checks training, sampling and restoring on a GPU, in a few minutes, with nothing to download.
 
-    python scripts/check_gpu.py                       # on the GPU; prints a table, writes check_gpu.json
-    python scripts/check_gpu.py --parts speed sampler
-    python scripts/check_gpu.py --dry                 # the same code on a CPU with tiny sizes; speeds are not judged
+    python scripts/study/check_gpu.py                   # on the GPU; prints a table, writes check_gpu.json
+    python scripts/study/check_gpu.py --parts speed sampler
+    python scripts/study/check_gpu.py --dry             # the same code on a CPU with tiny sizes; speeds are not judged
 
 Ends with status 1 if a check fails. Times of what is compared are taken in turn in one process.
 """

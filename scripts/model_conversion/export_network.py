@@ -1,7 +1,7 @@
 """Exports one evaluation of a network, and the plan to sample with it, as TorchScript, torch.export or ONNX.
 
-    python scripts/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
-    python scripts/export_network.py experiments/NAME/models/net_g_latest.pth rdbm.pt --steps 10
+    python scripts/model_conversion/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
+    python scripts/model_conversion/export_network.py experiments/NAME/models/net_g_latest.pth rdbm.pt --steps 10
 
 The file takes the state x_t and the degraded image mu, (N, 3, H, W) float32 in about [-1, 1], and the node t, (N,)
 int64; it gives the estimate of x0 - mu that the sampler steps with, whatever the network itself predicts. N, H and W

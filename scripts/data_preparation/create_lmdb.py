@@ -1,6 +1,6 @@
 """Makes an LMDB that BasicSR and UniversalPairedDataset read, from a folder of images.
 
-    python scripts/create_lmdb.py datasets/GoPro/train/gt datasets/GoPro/train/gt.lmdb
+    python scripts/data_preparation/create_lmdb.py datasets/GoPro/train/gt datasets/GoPro/train/gt.lmdb
 
 Files are stored as they are, under their path without suffix. Sub-folders stay part of the key.
 """

@@ -1,4 +1,4 @@
-"""Tables and plots of the figures of scripts/study.py and scripts/study_darkness.py."""
+"""Tables and plots of the figures of scripts/study/study.py and scripts/study/study_darkness.py."""
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

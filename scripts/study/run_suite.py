@@ -1,6 +1,6 @@
 """Trains option files and rows of suite files under one budget and compares the results.
 
-    python scripts/run_suite.py options/suites/baselines.yml --rows rdbm_t edsr_t --iters 3000
+    python scripts/study/run_suite.py options/suites/baselines.yml --rows rdbm_t edsr_t --iters 3000
 
 trains each that has not been trained (``experiments/NAME/models/net_g_latest.pth``), one after the other, and ends in
 ``rdbm compare``. Interrupted, it goes on where it stopped. A training that fails does not stop the others. Rows are
@@ -9,7 +9,7 @@ written out as option files to ``OUT/options``; ``--write FOLDER`` does that alo
 ``--minutes M`` gives each the same wall time instead of the same iterations: a short run measures how long one
 iteration takes, and the length of the schedule follows from that.
 
-Whether the bridge pays, on hundreds of photos: scripts/study.py.
+Whether the bridge pays, on hundreds of photos: scripts/study/study.py.
 """
 import json
 import re

@@ -1,7 +1,7 @@
 """How much slower than bare torch the plugin is, and how its network compares: ratios with their spread, not times.
 
-    python scripts/benchmark.py                                  # all parts, on the GPU if there is one
-    python scripts/benchmark.py --parts sampler trainer --variant T --rounds 9
+    python scripts/study/benchmark.py                                  # all parts, on the GPU if there is one
+    python scripts/study/benchmark.py --parts sampler trainer --variant T --rounds 9
 
 What is compared runs in turn in one process, so that whatever else slows the machine hits both. Writes benchmark.json,
 and benchmark.png with matplotlib.
@@ -36,7 +36,7 @@ import_module('rdbm_plugin.registration')
 RDBMModel = import_module('rdbm_plugin.models.rdbm_model').RDBMModel
 cost = import_module('rdbm_plugin.evaluation.cost')
 
-OPTIONS = Path(__file__).resolve().parent.parent / 'options/train_rdbm_quickstart.yml'
+OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
 
 
 def arguments() -> Namespace:

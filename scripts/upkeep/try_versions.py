@@ -1,6 +1,6 @@
 """Tries versions of Python, torch, BasicSR and the like: a virtual environment, an installation and tests for each row.
 
-    python scripts/try_versions.py [--rows lowest 3.13 ...] [--pythons FOLDER ...] [--checkout FOLDER] [--out FILE]
+    python scripts/upkeep/try_versions.py [--rows lowest 3.13 ...] [--pythons FOLDER ...] [--checkout FOLDER]
 
 Needs the interpreters python3.10 ... on PATH or in --pythons, 7 GB of disk at a time, and 5 to 10 minutes a row. On
 Python 3.13 and later BasicSR cannot be built: --checkout names the folder of one (that basicsr/ lies in) instead.
@@ -18,7 +18,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TESTS = ('bridge', 'family', 'arch', 'loss', 'tiling', 'photo_file', 'lmdb', 'metrics', 'weights', 'registration',
          'training', 'restore', 'basicsr_checkout', 'export', 'mmengine')
 TOOLS = ('pytest', 'hypothesis', 'safetensors', 'matplotlib')

@@ -1,6 +1,6 @@
 """Repeats a step whose loss or gradient was not finite, and names the first module where that arises.
 
-    python scripts/replay_step.py experiments/NAME/nonfinite_1234_rank0.pth
+    python scripts/upkeep/replay_step.py experiments/NAME/nonfinite_1234_rank0.pth
 
 The dump is what RDBMModel writes when it ends a training (train: nonfinite_limit). Runs on the CPU, in float32 and,
 if the training used amp, in that precision too; needs no training data.

@@ -1,7 +1,7 @@
 """Restores a photo with a network exported as ONNX. Needs numpy, pillow and onnxruntime, and neither torch nor BasicSR.
 
-    python scripts/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
-    python scripts/example_onnx.py rdbm.onnx photo.png restored.png
+    python scripts/model_conversion/export_network.py rdbm_plugin/inference/weights/rdbm_t.pth rdbm.onnx
+    python scripts/examples/example_onnx.py rdbm.onnx photo.png restored.png
 """
 import json
 import sys

@@ -1,0 +1,102 @@
+"""Optimizers by name: torch.optim's and, where it is installed, timm's. Needs torch; timm for its own."""
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from inspect import signature
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rdbm_plugin.config.options import OptionError, check_choice, check_keys
+
+
+def optimizer_class(block: Mapping[str, Any]) -> type[Optimizer]:
+    """The class that ``train: optim_g: type`` names; checks the other keys of the block too.
+
+    Raises:
+        OptionError: There is none of this name, perhaps because timm is not installed, or it takes no such key.
+    """
+    kind = block.get('type')
+    known = _classes(torch.optim)
+    # torch's Muon takes no convolutions.
+    known.pop('Muon', None)
+    if kind not in known:
+        timm = timm_optimizers()
+        if not timm:
+            raise OptionError(f'train: optim_g: type: found {kind!r}; torch.optim has {", ".join(sorted(known))}. Muon '
+                              'and many others come with timm, which is not installed: pip install timm')
+        known = {**timm, **known}
+    cls = known[check_choice('train: optim_g: type', kind, known)]
+    check_keys('train: optim_g', {'params': (), **{k: v for k, v in block.items() if k != 'type'}}, cls)
+    return cls
+
+
+def try_optimizer(block: Mapping[str, Any]) -> None:
+    """Let the optimizer of ``train: optim_g`` take a step, as many of its values are read only then.
+
+    Raises:
+        OptionError: With what the optimizer says.
+    """
+    cls = optimizer_class(block)
+    settings = {key: value for key, value in block.items() if key not in ('type', 'fused', 'capturable')}
+    weight = nn.Parameter(torch.zeros(8, 8))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        cls([weight], **settings).step()
+    except Exception as error:
+        raise OptionError(f'train: optim_g: {cls.__name__} does not work so: {error}') from None
+
+
+def make_optimizer(kind: str, params: Sequence[Tensor], lr: float, **settings: Any) -> Optimizer:
+    """Build ``kind`` for ``params``: fused where it can be, else so that CUDA graphs can capture it.
+
+    Raises:
+        OptionError: See :func:`optimizer_class`.
+    """
+    cls, device = optimizer_class({'type': kind, 'lr': lr, **settings}), params[0].device.type
+    takes = signature(cls).parameters
+    if 'foreach' not in settings and 'fused' in takes and device in ('cpu', 'cuda'):
+        try:
+            return cls(params, lr=lr, **{'fused': True, **settings})
+        except RuntimeError:
+            # Older torch has fused optimizers on GPUs alone.
+            pass
+    if 'capturable' in takes and device == 'cuda':
+        settings = {'capturable': True, **settings}
+    return cls(params, lr=lr, **settings)
+
+
+@lru_cache
+def timm_optimizers() -> dict[str, type[Optimizer]]:
+    """Name -> class of timm's optimizers; empty where timm is not installed."""
+    try:
+        from timm import optim
+        from timm.optim import muon
+    except ImportError:
+        return {}
+    return {**_classes(optim), 'Muon': _muon(muon)}
+
+
+def _classes(module: Any) -> dict[str, type[Optimizer]]:
+    return {name: cls for name, cls in vars(module).items()
+            if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer}
+
+
+def _muon(module: Any) -> type[Optimizer]:
+    in_float32 = partial(module.zeropower_via_newtonschulz, dtype=torch.float32)
+
+    class Muon(module.Muon):
+        """timm's Muon, which on CPUs makes its matrices orthogonal in float32.
+
+        timm does so in bfloat16: on a CPU without instructions for it that takes longer than the rest of a step.
+        """
+
+        def step(self, closure: Any = None) -> Any:
+            if self.param_groups[0]['params'][0].device.type != 'cpu':
+                return super().step(closure)
+            with patch.object(module, 'zeropower_via_newtonschulz', in_float32):
+                return super().step(closure)
+
+    return Muon
