@@ -158,16 +158,17 @@ class CapturedStep:
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
-        """Let the optimizer read its learning rates where a repetition finds them."""
+        """Let the optimizer read its rates where a repetition finds them; what it notes in Python is undone."""
         groups = self.optimizer.param_groups
-        before = [(group['lr'], group['capturable']) for group in groups]
+        before = [(notes, dict(notes)) for notes in (*groups, *self.optimizer.state.values())]
         for group, rate in zip(groups, self.rates):
             group['lr'], group['capturable'] = rate, True
         try:
             yield
         finally:
-            for group, (rate, capturable) in zip(groups, before):
-                group['lr'], group['capturable'] = rate, capturable
+            for notes, held in before:
+                notes.clear()
+                notes.update(held)
 
 
 def _distance(these: list[Tensor], those: list[Tensor]) -> float:

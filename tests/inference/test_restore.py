@@ -68,8 +68,7 @@ def test_shipped_weights_do_not_harm_what_another_hand_has_damaged(photos):
     pytest.param(task, tile, marks=pytest.mark.slow)
     for task, tile in (('derain', 128), ('dehaze', 128), ('dehaze', 192)))])
 def test_tiles_cost_less_than_0_05_db(restore, photos, task, tile):
-    """And gain no more than that, but for thick haze in tiles smaller than the 192 pixels that docs/restore.md asks for:
-    0.19 dB, which is why it does, and why it says that these are better than the whole picture."""
+    """And gain no more than that, but for thick haze in tiles below the 192 pixels that docs/restore.md asks for."""
     tiled = Restorer(device='cpu', steps=2, tile=tile)
     most = 0.25 if (task, tile) == ('dehaze', 128) else 0.05
     for each in photos[task]:

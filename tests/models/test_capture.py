@@ -130,6 +130,7 @@ def test_a_step_that_cannot_be_recorded_stays_plain_and_the_log_says_why(log):
             torch.rand(7)
             for parameter in captured.net.parameters():
                 parameter.grad = torch.ones_like(parameter)
+                captured.optimizer.state[parameter]['taken'] = 1
             assert captured.optimizer.param_groups[0]['capturable']
             raise RuntimeError('operation not permitted when stream is capturing\nmore')
         finally:
@@ -139,8 +140,7 @@ def test_a_step_that_cannot_be_recorded_stays_plain_and_the_log_says_why(log):
     assert all(map(torch.equal, plain._changed(), captured._changed()))
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.net.parameters(), captured.net.parameters()))
     assert torch.equal(*(torch.rand(3) for step in (plain, captured) if step.run(8, batch(8)) is None))
-    assert captured.optimizer.param_groups == [{**plain.optimizer.param_groups[0], 'params': [
-        *captured.net.parameters()]}]
+    assert str(captured.optimizer.state_dict()) == str(plain.optimizer.state_dict())
     assert log.text.count('not captured: RuntimeError: operation not permitted when stream is capturing.') == 1
     captured = step_of(record)
     captured.work.required = True
