@@ -68,6 +68,10 @@ def residual(network, x_t, mu, t):
         return (mu + network(x_t, mu, t)).clamp(-1, 1) - mu
 
 
+def largest(a, b):
+    return float((a - b).detach().abs().max())
+
+
 def gives_what_the_network_gives(found, restorer, each):
     exact = residual(doubled(restorer.network), *as_doubles(*each))
     return within_rounding(found, residual(restorer.network, *each), exact)
