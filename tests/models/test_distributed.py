@@ -10,7 +10,7 @@ from socket import socket
 import pytest
 import torch
 from conftest import ROOT, WARM, command, forced, short, two_ranks
-from test_durability import RUNS, differences, file, what_remains  # noqa: F401
+from test_durability import RUNS, differences, file, own_model, what_remains  # noqa: F401
 
 LAUNCH = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 ONE_THREAD = {'OMP_NUM_THREADS': '1'}
@@ -96,12 +96,9 @@ class DyingModel(RDBMModel):
                  marks=pytest.mark.slow),
     ('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL')])
 def test_rank_that_dies_ends_the_job_within_a_minute(file, tmp_path, how, words):  # noqa: F811
-    (tmp_path / 'dying.py').write_text(DYING.replace('HOW', how))
-    text = file.read_text().replace('rdbm_plugin.registration.__version__', 'dying.__version__')
-    (tmp_path / 'own.yml').write_text(text.replace('model_type: RDBMModel', 'model_type: DyingModel'))
+    own, environment = own_model(file, tmp_path, DYING.replace('HOW', how), 'DyingModel')
     begin = time.monotonic()
-    environment = {'PYTHONPATH': str(tmp_path), **ONE_THREAD}
-    process = command(*launched('own.yml', short(500))[1:], cwd=tmp_path, env=environment, check=False)
+    process = command(*launched(own, short(500))[1:], cwd=tmp_path, env={**environment, **ONE_THREAD}, check=False)
     assert process.returncode != 0 and time.monotonic() - begin < 60
     assert words in process.stdout
 
