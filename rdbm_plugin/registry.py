@@ -10,8 +10,7 @@ from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
-from rdbm_plugin.basicsr_host.lookup import of_basicsr
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED, of_basicsr
 from rdbm_plugin.config.options import build
 from rdbm_plugin.models.optimizers import timm_optimizers
 

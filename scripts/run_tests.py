@@ -4,7 +4,7 @@
     python3 scripts/run_tests.py --slow      # the proofs at length as well: series of kills, long fuzzing, a 4K image
     python3 scripts/run_tests.py ARGUMENTS   # of pytest, instead
 
-Other versions of Python, torch and the like: scripts/upkeep/try_versions.py.
+Other versions of Python, torch and the like: .github/workflows/tests.yml.
 """
 import os
 import shutil

@@ -11,8 +11,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+import rdbm_plugin
+from rdbm_plugin.bridge import BRIDGES
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.samplers import SAMPLERS
+
+REGISTERED = {'BRIDGE': tuple(f'rdbm_plugin.bridge:{name}' for name in BRIDGES),
+              'SAMPLER': tuple(f'rdbm_plugin.samplers:{name}' for name in SAMPLERS), **rdbm_plugin.REGISTERED}
 
 _SCANNED = {'ARCH': ('basicsr.models.archs', '_arch'), 'MODEL': ('basicsr.models', '_model'),
             'DATASET': ('basicsr.data', '_dataset'), 'LOSS': ('basicsr.models.losses', ''),

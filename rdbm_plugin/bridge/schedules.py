@@ -45,9 +45,6 @@ def rates(schedule: str | Sequence[float], timesteps: int, total: float | None =
         schedule: A name in SCHEDULES, or the T rates themselves, > 0.
         timesteps: T, at least 1.
         total: Rescales the rates so that theta_bar_{0:T} has this value, > 0; default: as the schedule gives it.
-
-    Raises:
-        OptionError: An argument is out of its range.
     """
     check_int('timesteps', timesteps, 1)
     if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence):

@@ -63,8 +63,7 @@ def read_option_file(path: str | Path, changes: Sequence[str] = (), *, plugins: 
         plugins: Whether to import what ``!!python/name:`` tags name.
         needed: Keys that must be there; by default those that BasicSR reads at once.
 
-    Raises:
-        OptionError: Naming the file and the key, line or change.
+    Raises OptionError, naming the file and the key, line or change.
     """
     file = Path(path)
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Any BasicSR data set in an order that can be gone on with in the middle of an epoch, augmentations included."""
+"""Any BasicSR data set in an order that can be resumed in the middle of an epoch, augmentations included."""
 import random
 from collections.abc import Iterator
 from typing import Any

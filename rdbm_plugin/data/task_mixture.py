@@ -25,7 +25,7 @@ training_sets: 'weakref.WeakSet[MixedDataset]' = weakref.WeakSet()
 
 
 def count_batches(consumed: int) -> None:
-    """Tell all training data sets how many batches have been trained on; new workers go on from there."""
+    """Tell all training data sets how many batches have been trained on; new workers start there."""
     for dataset in training_sets:
         dataset.consumed = consumed
 
@@ -92,7 +92,7 @@ class MixedDataset(Dataset):
     The sampler's indices only say how long an epoch is: BasicSR's EnlargedSampler knows neither tasks nor
     ``manual_seed``. Seed and rank are those in force when the data set is made, as BasicSR seeds
     ``manual_seed + rank`` before. With a model that keeps ``consumed`` up to date (RDBMModel does), the data follow
-    from seed, rank and iteration alone, whatever the number of workers, and a resumed run goes on where it stopped.
+    from seed, rank and iteration alone, whatever the number of workers, and a run resumes where it stopped.
     With other models every epoch is shuffled by the seed that the DataLoader draws for it.
 
     An image that cannot be used in training is named in the log once and replaced by the next of its task, which
@@ -181,7 +181,7 @@ class MixedDataset(Dataset):
         self._bad[image] = 1
         count, total = int(self._bad.sum()), len(self._bad)
         if count > self.max_bad_share * total:
-            raise RuntimeError(
+            raise ImageError(
                 f'datasets: {self.opt["name"]}: {count} of {total} images cannot be used, more than max_bad_share '
                 f'{self.max_bad_share:g} allows; last: {error} See them all: rdbm doctor -opt FILE.')
         getLogger('basicsr').warning(f'{error} Replaced by the next of its task; {count} of {total} images so far.')

@@ -1,8 +1,11 @@
 """What restoring an image costs: parameters, multiply-adds, time and memory. Needs torch only."""
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +50,7 @@ def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
     seconds, memory = [], []
     for lq in images:
         run(lq)
-        with PeakMemory(model.device) as peak:
+        with peak_memory(model.device) as peak:
             seconds += [run(lq) for _ in range(repeats)]
         memory.append(peak.mib)
     parameters = sum(p.numel() for p in model.get_bare_model(model.net_g).parameters())
@@ -61,41 +64,32 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class PeakMemory:
-    """Peak memory within a ``with`` block, above what was held at its start.
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
+    """Measures the peak within a ``with`` block above what was held at its start: ``mib`` of what it gives.
 
     On a GPU what tensors take; on a CPU under Linux resident memory of the process, after the allocator gave back what
-    earlier work had left to it.
+    earlier work had left to it; elsewhere None.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.mib: float | None = None
-
-    def __enter__(self) -> 'PeakMemory':
-        if self.device.type == 'cuda':
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-        elif _CLEAR.exists():
-            _give_back_memory()
-            # Linux: makes the peak of resident memory start anew.
-            _CLEAR.write_text('5')
-            self.before = _resident('VmRSS')
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.device.type == 'cuda':
-            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**20
-        elif _CLEAR.exists():
-            self.mib = (_resident('VmHWM') - self.before) / 2**20
-
-
-def _give_back_memory() -> None:
-    """Have the C library return freed memory to the system, as glibc and few others can."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    if trim is not None:
-        trim(0)
+    peak = SimpleNamespace(mib=None)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    elif _CLEAR.exists():
+        gc.collect()
+        # Of glibc; few other C libraries can.
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+        if trim is not None:
+            trim(0)
+        # Linux: makes the peak of resident memory start anew.
+        _CLEAR.write_text('5')
+        before = _resident('VmRSS')
+        yield peak
+        peak.mib = (_resident('VmHWM') - before) / 2**20
+    else:
+        yield peak
 
 
 _CLEAR = Path('/proc/self/clear_refs')

@@ -44,25 +44,18 @@ class Interruption:
 
     def asked_by_any(self) -> bool:
         """Whether any rank was asked to stop; every rank has to call this."""
-        if self.group is None:
-            return self.signal is not None
-        flag = torch.tensor([self.signal or 0])
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group)
-        return self._agree(flag)
+        self.asked_before()
+        return self.asked_before()
 
     def asked_before(self) -> bool:
         """Whether any rank was asked to stop before the last call of this, the same on all ranks, without waiting."""
         if self.group is None:
             return self.signal is not None
-        pending = self._pending
         flag = torch.tensor([self.signal or 0])
         work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True)
-        self._pending = work, flag
+        pending, self._pending = self._pending, (work, flag)
         if pending is None:
             return False
         pending[0].wait()
-        return self._agree(pending[1])
-
-    def _agree(self, flag: torch.Tensor) -> bool:
-        self.signal = self.signal or int(flag) or None
-        return bool(flag)
+        self.signal = self.signal or int(pending[1]) or None
+        return bool(pending[1])

@@ -60,8 +60,7 @@ class Validator:
         Args:
             dataset: As BasicSR makes it; its ``opt`` has its name.
             restore: Called with a batch of one and with whether to keep the trajectory.
-            iteration: For names of pictures and for curves.
-            board: TensorBoard's writer, or None.
+            iteration, board: For names of pictures, and for curves of TensorBoard if it is not None.
             save_img: Whether to write the restored images.
             stopping: Whether this rank shall skip what is left.
         """
@@ -124,7 +123,7 @@ class Validator:
             return
         logger = get_root_logger()
         sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
-        evaluations = SetScore.average(sets.values()).evaluations
+        evaluations = SetScore.of([*sets.values()]).evaluations
         for metric in next(reversed(sets.values())).restored:
             logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{gain_table(sets, metric)}')
         path = Path(self.opt['path']['visualization'], 'before_after.png')

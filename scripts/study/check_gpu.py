@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from rdbm_plugin import BridgeSampler, RDBMUNet, Restorer, build_bridge
 from rdbm_plugin.archs.precision import computes_bf16
-from rdbm_plugin.evaluation.cost import PeakMemory, wait
+from rdbm_plugin.evaluation.cost import peak_memory, wait
 from rdbm_plugin.evaluation.results import aligned
 from rdbm_plugin.losses.draws import Draws
 from rdbm_plugin.losses.objective import Objective
@@ -295,7 +295,7 @@ def memory(args: Namespace) -> Iterator[Row]:
     for variant, parts in (('T', 1),) if args.dry else (('T', 1), ('T', 4), ('L', 1)):
         step = model_step(model_of(args, variant, micro_batches=parts, capture='none'), batch)
         step()
-        with PeakMemory(device) as peak:
+        with peak_memory(device) as peak:
             step()
             wait(device)
         yield Row(f'{variant}, peak of a plain step, micro_batches: {parts}', peak.mib or 0, 'MiB')
@@ -323,7 +323,7 @@ def large(args: Namespace) -> Iterator[Row]:
     for dtype in ('float32', args.amp.replace('none', 'fp16')):
         restore = Restorer(steps=2, device=args.device, dtype=dtype)
         restore(image[:64, :64])
-        with PeakMemory(torch.device(args.device)) as peak:
+        with peak_memory(torch.device(args.device)) as peak:
             start = perf_counter()
             made[dtype] = restore(image)
             seconds = perf_counter() - start

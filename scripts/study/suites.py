@@ -5,7 +5,7 @@
       GROUP:
         NAME: {changes: {bridge:modulation: one}}  # as for --force_yml; several blocks of changes may stand in a list
 
-A row's name is that of its experiment.
+A row's name is that of its experiment. With a ``base`` of its own it differs from that file instead.
 """
 import json
 import multiprocessing
@@ -63,7 +63,7 @@ def _text(value: Any) -> str:
 
 def write_row(suite: Path, name: str, row: Mapping[str, Any], folder: Path, forced: Sequence[str] = ()) -> Path:
     """Write a row of a suite as an option file of its own, and return where it is."""
-    base = (suite.parent / read_suite(suite)['base']).resolve()
+    base = (suite.parent / row.get('base', read_suite(suite)['base'])).resolve()
     options = read_option_file(base, [*changes_of(row.get('changes', {})), *forced], plugins=False)
     make_change(options, f'name={name}')
     del options['plugin']

@@ -14,7 +14,7 @@ from rounding import UNIT, doubled, within_rounding
 from rdbm_plugin import OptionError, Restorer
 from rdbm_plugin.archs.checkpoint import SHIPPED
 from rdbm_plugin.commands import restore as cli
-from rdbm_plugin.data.photo_file import read_photo
+from rdbm_plugin.data.photo_file import MISSING, Photo, read_photo, write_photo
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 
 
@@ -250,6 +250,34 @@ def test_files_folders_and_patterns(run, tmp_path):
     assert read_photo(tmp_path / 'out/1_compare.png').rgb.shape == (20, 60, 3)
     status, text = run('c.png', '-o', 'other/name.jpg')
     assert status == 0 and (tmp_path / 'other/name.jpg').is_file()
+
+
+def test_formats_of_today_keep_their_format_where_it_can_be_written(run, tmp_path):
+    (tmp_path / 'in').mkdir()
+    smooth = np.linspace(0, 255, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
+    for name in ('a.gif', 'b.jp2'):
+        Image.fromarray(smooth).save(tmp_path / 'in' / name)
+    for suffix in ('.avif', '.heic', '.exr', '.tif'):
+        if suffix not in MISSING:
+            write_photo(tmp_path / f'in/c{suffix}', Photo(smooth if suffix in ('.avif', '.heic')
+                                                          else smooth.astype(np.float32) / 255))
+    status, text = run('in', '-o', 'out')
+    assert status == 0, text
+    expected = {'a.png', 'b.png', 'c.tif', *(f'c{suffix}' for suffix in {'.avif', '.heic', '.exr'} - set(MISSING))}
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == expected
+    assert read_photo(tmp_path / 'out/c.tif').rgb.dtype == np.float32
+
+
+def test_files_that_are_no_known_image_are_counted_by_suffix(run, tmp_path, monkeypatch):
+    write(tmp_path / 'in/1.png')
+    for name in ('2.HEIC', '3.heic', 'deep/4.heic', '5.psd', 'README', '.hidden'):
+        (tmp_path / 'in' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'in' / name).write_bytes(b'?')
+    monkeypatch.setitem(MISSING, '.heic', 'pillow-heif')
+    status, text = run('in', '-o', 'in/out')
+    assert status == 0
+    assert ('1 of 1 images restored to in/out; left out: 1 without suffix, 3 .heic (pip install pillow-heif), 1 .psd'
+            in text.splitlines())
 
 
 def test_earlier_results_are_no_inputs(run, tmp_path):

@@ -15,7 +15,8 @@ from torch import nn
 
 import rdbm_plugin.models  # noqa: F401  lets BasicSR be imported
 
-from basicsr.models.lr_scheduler import CosineAnnealingRestartLR  # isort: skip
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR  # isort: skip
+from rdbm_plugin.archs.checkpoint import SELF_CONTAINED, options_in
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.losses.draws import Draws
 from rdbm_plugin.losses.objective import Objective
@@ -23,7 +24,7 @@ from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoints import Checkpoints, surviving
 from rdbm_plugin.models.interruption import Interruption
 from rdbm_plugin.models.ranks import Ranks
-from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
+from rdbm_plugin.models.resuming import Loop, Progress, replay, with_settings
 from rdbm_plugin.models.step_guard import NonFiniteLoss, StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
 from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingSettings, TrainingStep
@@ -71,6 +72,21 @@ def test_networks_are_saved_in_basicsrs_layout(checkpoints, tmp_path):
     assert all(torch.equal(found[key][name], value) for key in nets for name, value in nets[key].state_dict().items())
 
 
+def test_networks_hold_the_options_they_are_run_with_beside_what_basicsr_reads(tmp_path):
+    nets = {'params': nn.Linear(2, 3), 'params_ema': nn.Linear(2, 3)}
+    options = {'network_g': {'type': 'X'}, 'bridge': {'soft_end': float('inf')}, 'val': {'sampler': None}}
+    for name, given in (('with', options), ('without', None)):
+        (tmp_path / name).mkdir()
+        Checkpoints({'models': tmp_path / name}, options=given).save_network(nets, 'net_g', -1)
+    whole = torch.load(tmp_path / 'with/net_g_latest.pth', weights_only=True)
+    assert options_in(whole[SELF_CONTAINED]) == options
+    for key, net in nets.items():
+        net.load_state_dict(whole[key], strict=True)
+    assert torch.equal(whole[SELF_CONTAINED]['weight'], whole['params_ema']['weight'])
+    sizes = [(tmp_path / name / 'net_g_latest.pth').stat().st_size for name in ('with', 'without')]
+    assert sizes[0] - sizes[1] < 2000, 'the tensors are saved once'
+
+
 def test_the_newest_states_are_kept_and_their_networks(checkpoints, tmp_path):
     for iteration in (1, 2, 3):
         checkpoints.save_network({'params': nn.Linear(1, 1)}, 'net_g', iteration)
@@ -104,7 +120,6 @@ def test_progress_goes_on_without_a_word_where_nothing_has_changed():
     progress = Progress(OPT)
     assert list(progress.resume(saved())) == []
     assert (progress.epoch, progress.saved_iter, progress.tried_iter, progress.validated) == (1, 6, 6, True)
-    assert not progress.optimizer_changed(saved())
 
 
 def test_every_option_that_has_changed_is_named():
@@ -114,14 +129,13 @@ def test_every_option_that_has_changed_is_named():
     assert found[0] == 'manual_seed was 3 until now and is 4 from here.'
     assert [text.removeprefix('Resumed with another option than before: ') for text in found[1:]] == [
         "bridge: modulation: 'residual' -> 'one'", 'train: optim_g: lr: 0.001 -> 0.0001', "train: amp: None -> 'bf16'"]
-    assert progress.optimizer_changed(saved())
 
 
 def test_state_of_basicsrs_own_models_is_gone_on_with():
     progress = Progress(OPT)
     state = {'epoch': 1, 'iter': 6}
     assert ['written by BasicSR' in text for text in progress.resume(state)] == [True]
-    assert progress.saved_iter == 6 and not progress.optimizer_changed(state)
+    assert progress.saved_iter == 6
 
 
 @pytest.mark.parametrize(('due', 'done', 'validated'), [(True, None, False), (True, 5, False), (True, 6, True),
@@ -145,19 +159,39 @@ def optimizer(lr, period, steps=0):
 
 def test_the_option_file_decides_about_a_resumed_schedule_and_rate():
     """After 4 of 20 iterations at a tenth of the rate the schedule stands where a new one of that length would."""
-    old, old_schedule = optimizer(1e-2, 10, steps=4)
+    old, _ = optimizer(1e-2, 10, steps=4)
     new, schedule = optimizer(1e-3, 20)
-    fresh = FreshSettings([new], [schedule])
-    new.load_state_dict(old.state_dict())
-    schedule.load_state_dict(progress_of(old_schedule))
-    fresh.put_back_schedules()
-    assert (schedule.periods, schedule.last_epoch) == ([20], 4)
-    fresh.put_back_optimizers()
-    assert new.param_groups[0]['initial_lr'] == schedule.base_lrs[0] == 1e-3
-    assert new.param_groups[0]['lr'] == pytest.approx(old.param_groups[0]['lr'] / 10)
+    replay(lambda _: schedule.step(), 4)
+    new.load_state_dict(with_settings(old.state_dict(), new.state_dict()))
+    group, = new.param_groups
+    assert (schedule.last_epoch, group['initial_lr']) == (4, 1e-3)
+    assert group['lr'] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 4 / 20)) / 2)
+    new.param_groups[0]['params'][0].grad = torch.ones(2)
     new.step()
     schedule.step()
-    assert new.param_groups[0]['lr'] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 20)) / 2)
+    assert group['lr'] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 20)) / 2)
+
+
+def test_the_option_file_decides_about_milestones():
+    """The old one was passed, the new one lies ahead: the rate is back, and falls there."""
+    made = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    schedule = MultiStepRestartLR(made, milestones=[6], gamma=0.1)
+    replay(lambda _: schedule.step(), 4)
+    saved = {'state': {}, 'param_groups': [{**made.state_dict()['param_groups'][0], 'lr': 0.01}]}
+    made.load_state_dict(with_settings(saved, made.state_dict()))
+    rates = []
+    for _ in range(3):
+        rates.append(made.param_groups[0]['lr'])
+        made.step()
+        schedule.step()
+    assert [*rates, made.param_groups[0]['lr']] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_what_an_optimizer_has_found_out_is_kept_with_new_settings():
+    saved = {'state': {0: 'averages'}, 'param_groups': [{'lr': 1.0, 'betas': (0.9, 0.99), 'step': 7, 'params': [0]}]}
+    fresh = {'state': {}, 'param_groups': [{'lr': 0.5, 'betas': (0.8, 0.9), 'params': [3]}]}
+    assert with_settings(saved, fresh) == {'state': {0: 'averages'}, 'param_groups': [
+        {'lr': 0.5, 'betas': (0.8, 0.9), 'step': 7, 'params': [0]}]}
 
 
 @pytest.mark.parametrize(('epoch', 'iteration', 'skipped'), [(0, 0, [(0, 0)]), (1, 8, [(1, 8)]), (1, 12, [(1, 24)]),

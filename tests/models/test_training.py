@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command, forced, rdbm, short, two_ranks
 
+from rdbm_plugin.archs.checkpoint import OPTIONS, SELF_CONTAINED, options_in
+
 QUICK = 'train_rdbm_quickstart.yml'
 RUN = 'experiments/train_rdbm_quickstart'
 
@@ -36,14 +38,14 @@ def test_training_lowers_the_loss(trained):
 def test_validation_reports_every_task_their_average_and_pictures(trained):
     folder, log = trained
     table = log[log.rindex('Validation, 2 network evaluations an image:'):].splitlines()
-    assert table[1].split() == ['psnr', 'degraded', 'restored', 'gain']
+    assert table[1].split() == ['psnr', 'degraded', 'restored', 'gain', 'images']
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in table[2:8]}
     assert list(rows) == ['derain', 'lowlight', 'desnow', 'dehaze', 'deblur', 'average']
     tasks = [rows[name] for name in rows if name != 'average']
     for column in range(2):
         mean = sum(row[column] for row in tasks) / 5
         assert rows['average'][column] == pytest.approx(mean, abs=0.011)
-    assert all(restored - degraded == pytest.approx(gain, abs=0.011) for degraded, restored, gain in rows.values())
+    assert all(restored - degraded == pytest.approx(gain, abs=0.011) for degraded, restored, gain, _ in rows.values())
     assert (folder / RUN / 'visualization/before_after.png').stat().st_size > 1000
 
 
@@ -61,7 +63,9 @@ def test_tensorboard_holds_curves_pictures_and_trajectories(trained):
 
 def test_checkpoint_has_basicsr_layout(trained):
     content = weights(trained[0])
-    assert set(content) == {'params', 'params_ema'}
+    assert set(content) == {'params', 'params_ema', SELF_CONTAINED}
+    assert options_in(content[SELF_CONTAINED])['network_g'] == {'type': 'RDBMUNet', 'variant': 'T'}
+    assert content['params'].keys() == content['params_ema'].keys() == content[SELF_CONTAINED].keys() - {OPTIONS}
     assert not torch.equal(content['params']['tail.weight'], content['params_ema']['tail.weight'])
 
 
