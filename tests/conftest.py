@@ -142,7 +142,10 @@ def basicsr_into(folder, loader=LOADER):
     """BasicSR 1.4.2 as from PyPI, with another YAML loader if wanted, and our option files beside it."""
     from rdbm_plugin.basicsr_host.codebase import look_at, undoing
     shutil.copytree(basicsr_folder(), folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(ROOT / 'options', folder / 'options')
+    shutil.copytree(ROOT / 'options', folder / 'options', copy_function=shutil.copyfile)
+    # Folders are copied with their modes, and those of the clone may be read-only.
+    for each in (folder / 'options', *filter(Path.is_dir, (folder / 'options').rglob('*'))):
+        each.chmod(0o755)
     options = folder / 'basicsr/utils/options.py'
     text = options.read_text()
     assert text.count(LOADER) == 1
