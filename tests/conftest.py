@@ -2,6 +2,7 @@
 import atexit
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from socket import create_connection, socket
 from unittest.mock import patch
 
 import pytest
+
+import rdbm_plugin.basicsr_host.compat  # noqa: F401  lets any test import BasicSR first
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,7 +142,10 @@ def basicsr_into(folder, loader=LOADER):
     """BasicSR 1.4.2 as from PyPI, with another YAML loader if wanted, and our option files beside it."""
     from rdbm_plugin.basicsr_host.codebase import look_at, undoing
     shutil.copytree(basicsr_folder(), folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(ROOT / 'options', folder / 'options')
+    shutil.copytree(ROOT / 'options', folder / 'options', copy_function=shutil.copyfile)
+    # Folders are copied with their modes, and those of the clone may be read-only.
+    for each in (folder / 'options', *filter(Path.is_dir, (folder / 'options').rglob('*'))):
+        each.chmod(0o755)
     options = folder / 'basicsr/utils/options.py'
     text = options.read_text()
     assert text.count(LOADER) == 1
@@ -162,6 +168,16 @@ def pytest_runtest_setup(item):
         import torch
         if not torch.cuda.is_available():
             pytest.skip('torch sees no GPU')
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers():
+    """What a test draws without a seed of its own does not depend on the tests before it."""
+    import numpy as np
+    import torch
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope='session')
@@ -215,12 +231,13 @@ def demo(*arguments, cwd, env):
             [sys.executable, '-m', 'rdbm_plugin', 'demo', '--no-browser', '--port', str(port), '--device', 'cpu',
              *map(str, arguments)], cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
-            for _ in range(600):
+            until = time.monotonic() + 300
+            while True:
                 try:
                     create_connection(('127.0.0.1', port), 1).close()
                     break
                 except OSError:
-                    assert process.poll() is None, (Path(cwd) / 'demo.log').read_text()
+                    assert process.poll() is None and time.monotonic() < until, (Path(cwd) / 'demo.log').read_text()
                     time.sleep(0.2)
             yield f'http://127.0.0.1:{port}'
         finally:

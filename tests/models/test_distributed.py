@@ -10,6 +10,7 @@ from socket import socket
 import pytest
 import torch
 from conftest import ROOT, WARM, command, forced, short, two_ranks
+from rounding import UNIT, of_sums
 from test_durability import RUNS, differences, file, own_model, what_remains  # noqa: F401
 
 LAUNCH = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
@@ -32,11 +33,14 @@ def one(tmp_path_factory):
 def test_two_halves_of_a_batch_give_the_gradients_and_weights_of_the_whole(tmp_path, one, samples, parts, ranks):
     """Noise for every pixel, clipping, own starts and weighted samples included."""
     found, _ = steps(tmp_path, 'parts.pt', samples, parts, ranks=ranks)
-    for kind in ('gradients', 'weights', 'average'):
+    largest = max(float(value.abs().max()) for value in one['gradients'].values())
+    # Gradients are sums over 14 images of 32x32 pixels; three steps at a rate of 0.1 add their errors up.
+    allowed = of_sums(14 * 32 * 32, largest)
+    for kind, share in (('gradients', 1), ('weights', 0.3), ('average', 0.3)):
         gaps = [float((one[kind][name] - value).abs().max()) for name, value in found[kind].items()]
-        assert max(gaps) <= 1e-6
-    assert max(float(value.abs().max()) for value in one['gradients'].values()) > 0.01
-    assert found['losses'] == pytest.approx(one['losses'], rel=1e-5)
+        assert max(gaps) <= share * allowed + 4 * UNIT, kind
+    assert largest > 0.01
+    assert found['losses'] == pytest.approx(one['losses'], rel=of_sums(14 * 32 * 32 * 3))
 
 
 def test_step_that_is_not_finite_on_one_rank_is_taken_on_none(tmp_path):
