@@ -1,4 +1,5 @@
 """Reads and writes weights of networks; what a pickle might hold is never run. Needs torch, at times safetensors."""
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +14,12 @@ from rdbm_plugin.config.options import OptionError
 
 SHIPPED = Path(__file__).parent.parent / 'inference/weights/rdbm_t.pth'
 """The weights that come with the package, which options call ``shipped``; their option file has the same name."""
+OPTIONS = 'rdbm_options'
+"""Name of the tensor, beside the parameters, that holds the options which a network is run with: JSON, a byte an
+element. It is int32, as spandrel reads no bytes."""
+SELF_CONTAINED = 'model_state_dict'
+"""Key of a .pth for parameters with their options. ``params`` and ``params_ema`` are as BasicSR's strict loading wants
+them; programs with spandrel look for this key first."""
 _OF_MMENGINE = 'network.'
 """Prefix of the network's parameters in BridgeRestorer."""
 
@@ -78,7 +85,7 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
         OptionError: There is no such file, it is damaged, or in none of these layouts.
     """
     path = find_network(path)
-    content = _read_safetensors(path) if path.suffix == '.safetensors' else read_safely(path)
+    content = _read(path)
     if _is_of_mmengine(content):
         content = from_mmengine(content)
     for key in (param_key, 'params'):
@@ -92,7 +99,32 @@ def read_parameters(path: str | Path, param_key: str | None = 'params') -> dict[
         # EMA need not save the online network.
         names = ('online_model.', 'ema_model.') if param_key == 'params' else ('ema_model.',)
         content = next(filter(None, (_only(content, name) for name in names)), content)
-    return {str(key).removeprefix('module.'): value for key, value in content.items()}
+    return {str(key).removeprefix('module.'): value for key, value in content.items() if key != OPTIONS}
+
+
+def with_options(parameters: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``parameters``, and ``options`` (plain values) as one more tensor under OPTIONS."""
+    return {**parameters, OPTIONS: torch.tensor(list(json.dumps(options, default=str).encode()), dtype=torch.int32)}
+
+
+def options_in(state: Any) -> dict[str, Any] | None:
+    """The options among the parameters of a network, or None; raises OptionError if they are damaged."""
+    if not isinstance(state, Mapping) or OPTIONS not in state:
+        return None
+    try:
+        return dict(json.loads(bytes(state[OPTIONS].tolist())))
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise OptionError(f'{OPTIONS}: damaged, or no options of rdbm_plugin: {error}') from None
+
+
+def read_options(path: str | Path) -> dict[str, Any] | None:
+    """The options that a checkpoint holds itself, or None; raises as :func:`read_parameters`."""
+    content = _read(find_network(path))
+    return options_in(content.get(SELF_CONTAINED, content) if isinstance(content, dict) else None)
+
+
+def _read(path: Path) -> Any:
+    return _read_safetensors(path) if path.suffix == '.safetensors' else read_safely(path)
 
 
 def _safetensors(path: str | Path, doing: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdbm_plugin.archs.checkpoint import find_network, load_weights
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
@@ -22,12 +22,11 @@ from rdbm_plugin.archs.precision import HALVES, working_in
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.basicsr_host.lookup import of_basicsr
 from rdbm_plugin.bridge import BRIDGES, build_bridge
-from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError, build, check_choice, check_int, check_number
 from rdbm_plugin.inference.tiling import OVERLAP, SMALLEST, TiledNetwork, tile_for
-from rdbm_plugin.inference.training_options import check_trained_bridge, find_options
+from rdbm_plugin.inference.training_options import check_trained_bridge, options_of
 from rdbm_plugin.samplers import SAMPLERS, build_sampler
-from rdbm_plugin.samplers.sampler import Network
+from rdbm_plugin.samplers.sampler import Network, Sampler
 
 Picture = TypeVar('Picture', NDArray[Any], Tensor)
 
@@ -43,7 +42,7 @@ class Restorer:
         checkpoint: Weights of a training run, or the folder of its experiment: the best network in it, else the
             newest; ``shipped``, the default, or None: those that come with the package.
         opt: Option file of that run; default: the one beside the checkpoint or in the folder of its experiment, where
-            BasicSR copies it.
+            BasicSR copies it, else what the checkpoint holds itself.
         param_key: Weights to take from the file, ``params_ema`` or ``params``.
         steps: Network evaluations; default: as in the option file.
         solver: See :class:`BridgeSampler`; default: as in the option file.
@@ -64,18 +63,14 @@ class Restorer:
                  tile: int | str = 'auto', overlap: int = OVERLAP, memory: float | None = None, device: str = 'auto',
                  dtype: str = 'float32', other_bridge: bool = False) -> None:
         self.checkpoint = find_network(checkpoint or 'shipped', 'checkpoint')
-        self.opt_file = Path(opt) if opt else find_options(self.checkpoint)
-        options = read_option_file(self.opt_file, plugins=False, needed=('network_g',))
+        self.options = options = options_of(self.checkpoint, opt)
         if opt and not other_bridge:
             check_trained_bridge(self.checkpoint, options.get('bridge'), 'other_bridge=True, --other-bridge')
         self.device = _device(device)
         self.dtype = DTYPES[check_choice('dtype', dtype, DTYPES)]
-        self.bridge = build_bridge(options.get('bridge'), _registered('BRIDGE', BRIDGES, options.get('bridge')))
-        block = dict((options.get('val') or {}).get('sampler') or {})
-        block.update({key: value for key, value in (('steps', steps), ('solver', solver)) if value is not None})
-        self.sampler = build_sampler(block, self.bridge, _registered('SAMPLER', SAMPLERS, block))
-        network = build('network_g', options.get('network_g'),
-                        _registered('ARCH', NETWORKS, options.get('network_g')))
+        changes = {key: value for key, value in (('steps', steps), ('solver', solver)) if value is not None}
+        network, self.sampler = build_parts(options, changes)
+        self.bridge = self.sampler.bridge
         load_weights(network, self.checkpoint, param_key)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()
         self.overlap = check_int('tile_overlap', overlap, 0)
@@ -158,6 +153,19 @@ class Restorer:
             with working_in(self.dtype, self.device):
                 return tiles(x_t, mu, t).float()
         return evaluate
+
+
+def build_parts(options: Mapping[str, Any], sampler: Mapping[str, Any] | None = None) -> tuple[nn.Module, Sampler]:
+    """The untrained network and the sampler of the content of an option file; ``sampler`` changes the latter's block.
+
+    Raises:
+        OptionError: Naming the key, what was found and what is expected.
+    """
+    network, bridge = options.get('network_g'), options.get('bridge')
+    built = build_bridge(bridge, _registered('BRIDGE', BRIDGES, bridge))
+    block = {**((options.get('val') or {}).get('sampler') or {}), **(sampler or {})}
+    return (build('network_g', network, _registered('ARCH', NETWORKS, network)),
+            build_sampler(block, built, _registered('SAMPLER', SAMPLERS, block)))
 
 
 def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[str, Any]:

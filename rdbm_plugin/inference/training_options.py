@@ -1,8 +1,11 @@
 """The option file that a checkpoint was trained with, and whether other options fit it. Needs torch only."""
+from collections.abc import Mapping
+from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from rdbm_plugin.archs.checkpoint import read_options
 from rdbm_plugin.bridge import ResidualBridge
 from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError, check_number
@@ -22,6 +25,29 @@ def find_options(checkpoint: Path) -> Path:
         names = f'found {", ".join(path.name for path in found)}' if found else 'found none'
         raise OptionError(f'opt: {names} for {checkpoint}; name the option file it was trained with (--opt).')
     return found[0]
+
+
+def running_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of what in the content of an option file a trained network is run with: network, bridge and sampler."""
+    sampler = (options.get('val') or {}).get('sampler')
+    # Code bases take blocks apart when they build from them.
+    return deepcopy({'network_g': options['network_g'], 'bridge': options.get('bridge'), 'val': {'sampler': sampler}})
+
+
+def options_of(checkpoint: Path, opt: str | Path | None = None) -> dict[str, Any]:
+    """:func:`running_options` of ``opt`` if given, else of a checkpoint's option file, else those that it holds itself.
+
+    Raises:
+        OptionError: There are none, or the file is damaged.
+    """
+    try:
+        file = opt or find_options(checkpoint)
+    except OptionError:
+        held = read_options(checkpoint)
+        if held is None:
+            raise
+        return held
+    return running_options(read_option_file(file, plugins=False, needed=('network_g',)))
 
 
 def check_trained_bridge(checkpoint: Path, bridge: Any, instead: str) -> None:

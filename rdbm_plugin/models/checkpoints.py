@@ -14,7 +14,7 @@ import torch
 from basicsr.utils.logger import get_root_logger
 from torch import nn
 
-from rdbm_plugin.archs.checkpoint import read_parameters, read_safely
+from rdbm_plugin.archs.checkpoint import SELF_CONTAINED, read_parameters, read_safely, with_options
 from rdbm_plugin.config.atomic_write import PARTIAL, write_atomically
 from rdbm_plugin.config.options import OptionError
 
@@ -73,11 +73,14 @@ class Checkpoints:
     Args:
         paths: ``path:`` of the options; a training has ``models`` and ``training_states``.
         keep_last: Number of training states, and of the networks that belong to them, that are kept; None: all.
+        options: What the network is run with, which goes into its files; see
+            :func:`rdbm_plugin.archs.checkpoint.with_options`.
     """
 
-    def __init__(self, paths: Mapping[str, Any], keep_last: int | None = None) -> None:
+    def __init__(self, paths: Mapping[str, Any], keep_last: int | None = None,
+                 options: Mapping[str, Any] | None = None) -> None:
         self.models, self.states = Path(paths.get('models', '.')), Path(paths.get('training_states', '.'))
-        self.keep_last = keep_last
+        self.keep_last, self.options = keep_last, options
 
     def save_network(self, nets: Mapping[str, nn.Module], label: str, iteration: int | str) -> None:
         """Write ``<label>_<iteration>.pth``; ``nets``: key in the file, such as params_ema -> network.
@@ -87,6 +90,9 @@ class Checkpoints:
         """
         content = {key: {name: value.detach().cpu() for name, value in net.state_dict().items()}
                    for key, net in nets.items()}
+        if self.options is not None:
+            # The same tensors: they are saved once.
+            content[SELF_CONTAINED] = with_options(content.get('params_ema') or content['params'], self.options)
         save_atomically(content, self.models / f'{label}_{"latest" if iteration == -1 else iteration}.pth')
 
     def save_state(self, state: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.evaluation import cost
 from rdbm_plugin.evaluation.results import SetScore, with_average
 from rdbm_plugin.inference.tiling import OVERLAP, SMALLEST, tile_for, tiled
+from rdbm_plugin.inference.training_options import running_options
 from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.models.basicsr_model import BasicSRModel
 from rdbm_plugin.models.checkpoints import Checkpoints, surviving
@@ -94,7 +95,7 @@ class RDBMModel(BasicSRModel):
             # BasicSR draws another one in each process where the option file has none.
             raise OptionError('manual_seed: missing; several processes need one and the same.')
         self.interruption = Interruption(self.ranks.group)
-        self.checkpoints = Checkpoints(opt['path'], (opt.get('logger') or {}).get('keep_last'))
+        self.checkpoints = Checkpoints(opt['path'], (opt.get('logger') or {}).get('keep_last'), running_options(opt))
         self.validator = Validator(opt, self.ranks)
         self.loop: Loop | None = None
         self.warm = False

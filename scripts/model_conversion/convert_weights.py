@@ -8,19 +8,24 @@
     python scripts/model_conversion/convert_weights.py net_g.pth start.pth --mmengine             # for its load_from
 
 Reads all that the plugin reads as weights, also checkpoints of mmengine and the files of IR-SDE and GOUB. The suffix of
-OUT decides what it writes.
+OUT decides what it writes. A .pth of BasicSR's layout and a .safetensors also hold the options that the network is run
+with, so that programs with spandrel, which see nothing else, can run it.
 """
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from rdbm_plugin.archs.checkpoint import read_parameters, to_mmengine, write_safetensors
+from rdbm_plugin.archs.checkpoint import (
+    SELF_CONTAINED,
+    find_network,
+    read_parameters,
+    to_mmengine,
+    with_options,
+    write_safetensors,
+)
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.inference.training_options import options_of
 from rdbm_plugin.models.checkpoints import save_atomically
-
-LAYOUTS = {'basicsr': lambda parameters: {'params': parameters}, 'plain': lambda parameters: parameters,
-           'mmengine': to_mmengine}
-"""What a .pth holds."""
 
 
 def main() -> None:
@@ -29,9 +34,11 @@ def main() -> None:
     parser.add_argument('source', help='.pth or .safetensors')
     parser.add_argument('out', type=Path, help='.pth or .safetensors; must not exist')
     parser.add_argument('--param_key', default='params_ema', help='weights to take: params_ema (default) or params')
+    parser.add_argument('--opt', help='option file of the training; default: the one beside SOURCE or in the folder of '
+                        'its experiment, else what SOURCE holds itself')
     layout = parser.add_mutually_exclusive_group()
     layout.add_argument('--plain', dest='layout', action='store_const', const='plain',
-                        help='write a .pth without the key params around the weights')
+                        help='write names and tensors alone')
     layout.add_argument('--mmengine', dest='layout', action='store_const', const='mmengine',
                         help='write a .pth that mmengine loads into BridgeRestorer')
     parser.add_argument('--half', action='store_true', help='in half precision: half the size, as the shipped file')
@@ -42,13 +49,23 @@ def main() -> None:
     parameters = read_parameters(args.source, args.param_key)
     if args.half:
         parameters = {name: value.half() if value.is_floating_point() else value for name, value in parameters.items()}
+    whole, lacking = parameters, ''
+    if args.layout == 'basicsr':
+        try:
+            whole = with_options(parameters, options_of(find_network(args.source), args.opt))
+        except OptionError as error:
+            if args.opt:
+                raise
+            lacking = f'; programs with spandrel will refuse it: {error}'
     if args.out.suffix == '.safetensors':
-        write_safetensors(parameters, args.out)
+        write_safetensors(whole, args.out)
     elif args.out.suffix == '.pth':
-        save_atomically(LAYOUTS[args.layout](parameters), args.out)
+        basicsr = {'params': parameters} if lacking else {'params': parameters, SELF_CONTAINED: whole}
+        save_atomically({'basicsr': basicsr, 'plain': parameters, 'mmengine': to_mmengine(parameters)}[args.layout],
+                        args.out)
     else:
         raise OptionError(f'{args.out}: expected a name that ends in .pth or .safetensors.')
-    print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters')
+    print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters{lacking}')
 
 
 if __name__ == '__main__':

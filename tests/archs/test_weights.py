@@ -10,7 +10,7 @@ from conftest import ROOT, command
 from safetensors.torch import load_file
 
 from rdbm_plugin import Restorer
-from rdbm_plugin.archs.checkpoint import SHIPPED, read_parameters
+from rdbm_plugin.archs.checkpoint import OPTIONS, SHIPPED, read_options, read_parameters
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.rdbm_unet_arch import RDBMUNet
 from rdbm_plugin.bridge import build_bridge
@@ -33,7 +33,7 @@ def converted(tmp_path_factory):
 def test_there_and_back_changes_nothing(converted):
     convert('own.safetensors', 'back.pth', cwd=converted)
     first, second = read_parameters(SHIPPED, 'params_ema'), read_parameters(converted / 'back.pth')
-    assert first.keys() == second.keys() == load_file(converted / 'own.safetensors').keys()
+    assert first.keys() == second.keys() == load_file(converted / 'own.safetensors').keys() - {OPTIONS}
     assert all(torch.equal(first[key], second[key]) and first[key].dtype == second[key].dtype for key in first)
 
 
@@ -41,7 +41,7 @@ def test_plain_file_holds_the_weights_alone(converted, monkeypatch):
     monkeypatch.chdir(converted)
     monkeypatch.setattr(sys, 'argv', ['convert_weights.py', 'own.safetensors', 'plain.pth', '--plain'])
     convert_weights.main()
-    expected = load_file(converted / 'own.safetensors')
+    expected = read_parameters(converted / 'own.safetensors')
     for found in (torch.load(converted / 'plain.pth', weights_only=True), read_parameters(converted / 'plain.pth')):
         assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
 
@@ -58,6 +58,23 @@ def test_half_precision_halves_the_file(tmp_path):
 def test_restores_the_same_from_both(converted):
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     assert np.array_equal(Restorer(steps=2)(image), Restorer(converted / 'own.safetensors', steps=2)(image))
+
+
+def test_needs_no_option_file_any_more(converted, tmp_path):
+    shutil.copy(converted / 'own.safetensors', tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    assert np.array_equal(Restorer(tmp_path / 'own.safetensors')(image), Restorer()(image))
+
+
+def test_options_are_those_named(tmp_path):
+    torch.save(RDBMUNet('T').state_dict(), tmp_path / 'old.pth')
+    told = convert('old.pth', 'none.pth', cwd=tmp_path).stdout
+    assert 'programs with spandrel will refuse it: opt: found none for old.pth' in told
+    assert torch.load(tmp_path / 'none.pth', weights_only=True).keys() == {'params'}
+    (tmp_path / 'mine.yml').write_text('network_g: {type: RDBMUNet}\nval: {sampler: {steps: 7}}\nname: other\n')
+    convert('old.pth', 'new.pth', '--opt', 'mine.yml', cwd=tmp_path)
+    assert read_options(tmp_path / 'new.pth') == {
+        'network_g': {'type': 'RDBMUNet'}, 'bridge': None, 'val': {'sampler': {'steps': 7}}}
 
 
 def test_nothing_is_replaced(converted):

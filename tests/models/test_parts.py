@@ -15,6 +15,7 @@ from torch import nn
 import rdbm_plugin.models  # noqa: F401  lets BasicSR be imported
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR  # isort: skip
+from rdbm_plugin.archs.checkpoint import SELF_CONTAINED, options_in
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.losses.draws import Draws
 from rdbm_plugin.losses.objective import Objective
@@ -68,6 +69,21 @@ def test_networks_are_saved_in_basicsrs_layout(checkpoints, tmp_path):
     found = torch.load(tmp_path / 'models/net_g_7.pth', weights_only=True)
     assert found.keys() == nets.keys()
     assert all(torch.equal(found[key][name], value) for key in nets for name, value in nets[key].state_dict().items())
+
+
+def test_networks_hold_the_options_they_are_run_with_beside_what_basicsr_reads(tmp_path):
+    nets = {'params': nn.Linear(2, 3), 'params_ema': nn.Linear(2, 3)}
+    options = {'network_g': {'type': 'X'}, 'bridge': {'soft_end': float('inf')}, 'val': {'sampler': None}}
+    for name, given in (('with', options), ('without', None)):
+        (tmp_path / name).mkdir()
+        Checkpoints({'models': tmp_path / name}, options=given).save_network(nets, 'net_g', -1)
+    whole = torch.load(tmp_path / 'with/net_g_latest.pth', weights_only=True)
+    assert options_in(whole[SELF_CONTAINED]) == options
+    for key, net in nets.items():
+        net.load_state_dict(whole[key], strict=True)
+    assert torch.equal(whole[SELF_CONTAINED]['weight'], whole['params_ema']['weight'])
+    sizes = [(tmp_path / name / 'net_g_latest.pth').stat().st_size for name in ('with', 'without')]
+    assert sizes[0] - sizes[1] < 2000, 'the tensors are saved once'
 
 
 def test_the_newest_states_are_kept_and_their_networks(checkpoints, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command, forced, rdbm, short, two_ranks
 
+from rdbm_plugin.archs.checkpoint import OPTIONS, SELF_CONTAINED, options_in
+
 QUICK = 'train_rdbm_quickstart.yml'
 RUN = 'experiments/train_rdbm_quickstart'
 
@@ -60,7 +62,9 @@ def test_tensorboard_holds_curves_pictures_and_trajectories(trained):
 
 def test_checkpoint_has_basicsr_layout(trained):
     content = weights(trained[0])
-    assert set(content) == {'params', 'params_ema'}
+    assert set(content) == {'params', 'params_ema', SELF_CONTAINED}
+    assert options_in(content[SELF_CONTAINED])['network_g'] == {'type': 'RDBMUNet', 'variant': 'T'}
+    assert content['params'].keys() == content['params_ema'].keys() == content[SELF_CONTAINED].keys() - {OPTIONS}
     assert not torch.equal(content['params']['tail.weight'], content['params_ema']['tail.weight'])
 
 

@@ -14,10 +14,12 @@ from conftest import ROOT, command
 from torch import nn
 
 onnxruntime = pytest.importorskip('onnxruntime')
+onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
 import example_onnx  # noqa: E402
 import export_network  # noqa: E402
 
+import rdbm_plugin  # noqa: E402
 from rdbm_plugin import Restorer  # noqa: E402
 from rdbm_plugin.archs.checkpoint import SHIPPED  # noqa: E402
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet  # noqa: E402
@@ -83,7 +85,7 @@ def test_program_gives_what_the_network_gives(files, restorer):
 def test_onnx_gives_what_the_network_gives(session, restorer, size):
     each = inputs(*size)
     found, = session.run(None, {name: value.numpy() for name, value in zip(('x_t', 'mu', 't'), each)})
-    assert largest(torch.from_numpy(found), residual(restorer, *each)) < 1e-5
+    assert largest(torch.from_numpy(found), residual(restorer, *each)) < export_network.TOLERANCE
 
 
 def test_onnx_samples_as_the_sampler_does(session, restorer):
@@ -104,6 +106,110 @@ def test_example_restores_a_photo(files, restorer, tmp_path):
     assert command(*run, cwd=tmp_path, check=False).returncode != 0, 'the picture is not replaced'
     text = (ROOT / 'scripts/examples/example_onnx.py').read_text()
     assert 'import torch' not in text and 'rdbm_plugin ' not in text
+
+
+# ---------------------------------------------------------------------------------------------- from image to image
+
+@pytest.fixture(scope='module')
+def image_file(files, tmp_path_factory):
+    """What the command writes, with the evaluation that has been found already."""
+    evaluation = onnx.load_model_from_string(files['.onnx'][0])
+    out = tmp_path_factory.mktemp('image') / 'restore.onnx'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_network, 'evaluation_model', lambda *inputs: evaluation)
+        patch.setattr(sys, 'argv', ['export_network.py', 'shipped', str(out), '--image', '--steps', '3'])
+        export_network.main()
+    return out
+
+
+@pytest.fixture(scope='module')
+def restore_image(image_file):
+    return export_network.running(onnx.load(image_file))
+
+
+def test_image_file_is_what_programs_ask_for(image_file):
+    model = onnx.load(image_file)
+    onnx.checker.check_model(model, full_check=True)
+    # chaiNNer has onnxruntime 1.17.
+    assert model.opset_import[0].version <= 20 and model.ir_version <= 9 and not model.functions
+    assert str(ROOT).encode() not in image_file.read_bytes()
+    for names, name in ((model.graph.input, 'input'), (model.graph.output, 'output')):
+        assert [each.name for each in names] == [name] and names[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        assert shape(names[0]) == ['batch_size', 3, 'height', 'width']
+    found = {each.key: each.value for each in model.metadata_props}
+    assert found.keys() == {'name', 'version', 'bridge', 'evaluations'}
+    assert (found['name'], found['version'], found['evaluations']) == ('RDBMUNet T', rdbm_plugin.__version__, '3')
+    assert build_bridge(json.loads(found['bridge'])).timesteps == 100
+
+
+def test_size_of_the_output_is_known_before_it_runs(image_file):
+    """chaiNNer finds the scale so, and vs-mlrt the size of its pictures."""
+    model = onnx.load(image_file)
+    for dim, length in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, 16, 48)):
+        dim.dim_value = length
+    found = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    assert shape(found.graph.output[0])[1:] == [3, 16, 48]
+
+
+def shape(value):
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize('size', [(1, 1, 1), (1, 7, 5), (2, 64, 64), (1, 333, 500),
+                                  pytest.param((1, 1080, 1920), marks=pytest.mark.slow)])
+def test_image_file_restores_as_the_restorer_does(restore_image, size):
+    count, height, width = size
+    image = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(height))
+    # Tiles of the Restorer, which it cuts larger pictures into, would change more than the export does.
+    found, expected = restore_image(image), Restorer(steps=3, tile=0, device='cpu')(image)
+    difference = 255 * (found - expected).abs()
+    assert found.shape == image.shape and float(found.min()) >= 0 and float(found.max()) <= 1
+    assert float(difference.max()) < 1 and float(difference.mean()) < 0.05
+    assert height < 64 or float((found - image).abs().max()) > 0.05, 'it restores'
+
+
+def test_statistics_stay_float32_in_half_precision(restorer):
+    each = inputs(2, 70, 90)
+    with torch.inference_mode():
+        found = export_network.traceable(restorer, torch.float16)(*each)
+        assert found.dtype == torch.float32
+        assert 1e-5 < largest(found, residual(restorer, *each)) < export_network.HALF_TOLERANCE
+
+
+class Tiny(nn.Module):
+    """Exported in a moment."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x_t, mu, t):
+        return self.conv(torch.cat([x_t, mu], dim=1)) * t.view(-1, 1, 1, 1) / 100
+
+
+def test_image_file_in_half_precision():
+    restorer = Restorer(steps=3, tile=0, device='cpu')
+    restorer.network = Tiny()
+    content, difference = export_network.export(restorer, '.onnx', (45, 61), image=True, half=True)
+    model = onnx.load_model_from_string(content)
+    assert [each.type.tensor_type.elem_type for each in (*model.graph.input, *model.graph.output)] == [
+        onnx.TensorProto.FLOAT16] * 2
+    image = torch.rand(2, 3, 37, 50, generator=torch.Generator().manual_seed(0)).half()
+    found, expected = export_network.running(model)(image), restorer(image.float())
+    assert 0 < largest(found.float(), expected) < 1 / 255 and difference < 1 / 255
+    assert largest(expected, image.float()) > 0.1
+    weight, = (each for each in model.graph.initializer if list(each.dims) == [3, 6, 3, 3])
+    assert weight.data_type == onnx.TensorProto.FLOAT16
+
+
+@pytest.mark.slow
+def test_shipped_weights_in_half_precision():
+    restorer = Restorer(steps=2, tile=0, device='cpu')
+    content, _ = export_network.export(restorer, '.onnx', (45, 61), image=True, half=True)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (333, 500), mode='bicubic').clamp(0, 1).half()
+    found = export_network.running(onnx.load_model_from_string(content))(image).float()
+    assert largest(found, restorer(image.float())) < 1.5 / 255
 
 
 def test_command_writes_torchscript_of_any_size(restorer, tmp_path, monkeypatch, capsys):
@@ -187,6 +293,8 @@ def test_missing_package_is_named(restorer, monkeypatch, module):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['none.pth', 'out.onnx'], 'no file'), ([SHIPPED, 'out.tflite'], 'ends in .pt, .pt2, .onnx'),
+    ([SHIPPED, 'out.pt', '--image'], 'with --image expected a name that ends in .onnx'),
+    ([SHIPPED, 'out.onnx', '--half'], '--half: expected only with --image'),
     ([SHIPPED, 'out.onnx', '--size', '8', '64'], '--size: found 8'), ([SHIPPED, 'there.pt'], 'exists already')])
 def test_bad_arguments_are_named(tmp_path, monkeypatch, arguments, message):
     (tmp_path / 'there.pt').write_text('mine')
