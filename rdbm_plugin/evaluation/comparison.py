@@ -27,12 +27,7 @@ CROP = 96
 
 
 class Comparison:
-    """Scores of several methods on the same images.
-
-    Args:
-        file, opt: Name and content of the option file with the test sets and metrics.
-        out: Folder of everything that is written.
-    """
+    """Scores of several methods on the same images, by the test sets and metrics of ``file``, written to ``out``."""
 
     def __init__(self, file: str, opt: Mapping[str, Any], out: Path) -> None:
         self.metrics = (opt.get('val') or {}).get('metrics') or {}
