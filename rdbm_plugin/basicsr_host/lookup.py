@@ -73,13 +73,8 @@ def _scanned(name: str) -> dict[str, Any]:
 def metric_arguments(metric: str, options: Mapping[str, Any], image: Any = None, clean: Any = None) -> dict[str, Any]:
     """The keyword arguments that a metric is called with, as BasicSR's calculate_metric calls it.
 
-    Forks name the first image otherwise, and their metrics refuse what they do not know.
-
-    Args:
-        metric: Its name.
-        options: Its block under ``val: metrics:``, which has ``better`` for BasicSR itself.
-        image: Restored image.
-        clean: Ground truth, left out where the metric does not take it.
+    Forks name the first image otherwise, and their metrics refuse what they do not know: ``better`` among ``options``,
+    the block under ``val: metrics:``, which is for BasicSR itself, and ``clean``.
     """
     parameters = inspect.signature(registered('METRIC')[metric]).parameters
     any_key = any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -37,10 +37,7 @@ def main() -> int:
         raise OptionError('--sets: missing; as all methods are folders, an option file has to name the test sets.')
     if args.names and len(args.names) != len(args.methods):
         raise OptionError(f'--names: found {len(args.names)} for {len(args.methods)} methods.')
-    try:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f'--out: {args.out}: cannot be made ({error.strerror}).') from None
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     file = args.sets or files[0]
     opt = read_options(file, args.force_yml)
     comparison = Comparison(file, opt, Path(args.out))

@@ -18,14 +18,6 @@ def check_foreign_model(opt: Mapping[str, Any]) -> None:
     check_keys('network_g', network, cls)
 
 
-def check_batches(images: int, dataset: Mapping[str, Any], ranks: int) -> None:
-    """Raise OptionError if a training set does not fill one batch; BasicSR would end without a single iteration."""
-    batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
-    if dataset.get('phase') == 'train' and batch and math.ceil(images * ratio / ranks) < batch:
-        raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {images} images as many times, '
-                          f'shared by {ranks} processes, do not fill one batch of {batch}.')
-
-
 def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, headers: bool = True) -> None:
     """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's.
 
@@ -38,8 +30,14 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, header
             raise OptionError(f'{where}: persistent_workers: true would lose the order of the images; for fewer '
                               'starts of workers make epochs longer by dataset_enlarge_ratio.')
         built = cls(dataset)
-        check_batches(len(built), dataset, ranks)
-        if headers and dataset.get('phase') == 'train':
+        if dataset.get('phase') != 'train':
+            return
+        batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
+        if batch and math.ceil(len(built) * ratio / ranks) < batch:
+            # BasicSR would end without a single iteration.
+            raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {len(built)} images times '
+                              f'that, shared by {ranks} processes, do not fill one batch of {batch}.')
+        if headers:
             check_headers(built, where)
         return
     for key, value in dataset.items():

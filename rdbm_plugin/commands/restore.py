@@ -56,8 +56,16 @@ def arguments() -> Namespace:
     return args
 
 
-def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str], Counter[str]]:
-    """Input and output file of each image, faults of the inputs, and how many files of each suffix are left out.
+class Job(NamedTuple):
+    """One picture: where it is, where it goes, and where --compare writes."""
+
+    source: Path
+    target: Path
+    beside: Path
+
+
+def plan(inputs: list[str], out: str) -> tuple[list[Job], list[str], Counter[str]]:
+    """What is to be done, faults of the inputs, and how many files of each suffix are left out.
 
     Those are files in folders that are no image, or whose format needs more than is installed.
     """
@@ -82,7 +90,8 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
                               + ('name a folder with -o.' if single else 'restore it into another folder.'))
             else:
                 files[target] = source
-    return [(source, target) for target, source in files.items()], faults, left_out
+    jobs = [Job(source, target, beside) for (target, source), beside in zip(files.items(), beside_all(list(files)))]
+    return jobs, faults, left_out
 
 
 def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
@@ -119,14 +128,6 @@ def beside_all(targets: list[Path]) -> list[Path]:
         taken.add(path)
         found.append(path)
     return found
-
-
-class Job(NamedTuple):
-    """One picture: where it is, where it goes, and where --compare writes."""
-
-    source: Path
-    target: Path
-    beside: Path
 
 
 def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tqdm) -> list[str]:
@@ -212,13 +213,12 @@ def own_device(device: str) -> str:
 def main() -> int:
     """Read the command line, restore, and return 1 if an image failed, else 0."""
     args = arguments()
-    files, faults, left_out = plan(args.inputs, args.out)
-    jobs = own_share([Job(source, target, beside) for (source, target), beside in zip(
-        files, beside_all([target for _, target in files]))])
+    jobs, faults, left_out = plan(args.inputs, args.out)
+    jobs = own_share(jobs)
     total = len(jobs)
     if args.skip_existing:
         jobs = [job for job in jobs if not job.target.is_file()]
-    there = total - len(jobs)
+    there, failed = total - len(jobs), []
     for fault in faults:
         print(f'rdbm restore: {fault}', file=sys.stderr)
     if jobs:
@@ -231,8 +231,6 @@ def main() -> int:
             warnings.simplefilter('always')
             warnings.showwarning = lambda message, *rest: bar.write(str(message), file=sys.stderr)
             failed = restore_all(restore, jobs, args, bar)
-    else:
-        failed = []
     faults += failed
     more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
     others = ', '.join(f'{count} {suffix or "without suffix"}'

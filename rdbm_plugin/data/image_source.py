@@ -83,10 +83,6 @@ class ImageSource:
         """Where an image lies, for messages and for names of results."""
         return str(self.root / self.name(index))
 
-    def holds(self, index: int, folder: Path) -> bool:
-        """Whether an image lies below ``folder``."""
-        return folder in (self.root / self.name(index)).parents
-
     def read(self, index: int) -> bytes:
         """The encoded image; raises ImageError if it cannot be read."""
         if self.is_lmdb:
@@ -136,10 +132,15 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def has_end(start: bytes, end: bytes) -> bool:
+    """Whether the end of a file has the mark of PNG or JPEG if its start has; True for other formats."""
+    mark = b'IEND' if start.startswith(b'\x89PNG') else b'\xff\xd9' if start.startswith(b'\xff\xd8') else b''
+    return mark in end
+
+
 def _is_truncated(content: bytes) -> bool:
-    """OpenCV fills what is missing with gray and says nothing, so look for the end marks of PNG and JPEG."""
-    mark = b'IEND' if content.startswith(b'\x89PNG') else b'\xff\xd9' if content.startswith(b'\xff\xd8') else b''
-    if mark in content.rstrip(b'\0')[-4096:]:
+    # OpenCV fills what is missing with gray and says nothing.
+    if has_end(content, content.rstrip(b'\0')[-4096:]):
         return False
     # Phones append films to their pictures; Pillow knows whether the picture itself is complete.
     try:

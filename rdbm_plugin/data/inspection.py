@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
-from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb
+from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb, has_end
 from rdbm_plugin.data.universal_paired_dataset import Task, UniversalPairedDataset, read_task
 
 SHOWN = 5
@@ -174,17 +174,16 @@ def _too_large_crops(looks: Sequence[Look], dataset: Mapping[str, Any]) -> str |
 
 
 HEADERS = 2000
-END_MARKS = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
 
 
 def _look_at_header(source: ImageSource, index: int) -> Look:
     name = source.path(index)
     try:
         with Image.open(name) as image, open(name, 'rb') as file:
-            size = image.size[::-1]
+            start = file.read(8)
             file.seek(max(0, Path(name).stat().st_size - 64))
-            if END_MARKS.get(image.format, b'') in file.read():
-                return Look(name, None, size)
+            if has_end(start, file.read()):
+                return Look(name, None, image.size[::-1])
     # Pillow's decoders raise whatever Python raises at a damaged file; OpenCV has the last word.
     except Exception:
         pass

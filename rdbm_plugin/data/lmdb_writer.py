@@ -12,18 +12,16 @@ def write_lmdb(path: str | Path, images: Iterable[tuple[str, bytes, tuple[int, i
                map_size: int = 2**26) -> None:
     """Write encoded images into an LMDB in BasicSR's layout: ``data.mdb`` and ``meta_info.txt``.
 
-    The map grows when it is full. All is written beside the target and renamed at the end: there is no half LMDB, and
-    on an error nothing is left behind.
+    All is written beside the target and renamed at the end: there is no half LMDB, and on an error nothing is left.
 
     Args:
-        path: The LMDB to be; its name ends in ``.lmdb``.
+        path: The LMDB to be; BasicSR insists on a name that ends in ``.lmdb``.
         images: Key, encoded image as in a file, and (height, width, channels) of each. Keys are paths without suffix,
             sub-folders included, so that equal names in different folders stay apart.
-        map_size: Bytes to begin with.
+        map_size: Bytes to begin with; the map grows when it is full.
 
     Raises:
-        ValueError: The name does not end in ``.lmdb`` (BasicSR insists on it), or a key occurs twice or is longer than
-            LMDB allows.
+        ValueError: ``path`` ends otherwise, or a key occurs twice or is longer than LMDB allows.
         FileExistsError: There is something at ``path``.
     """
     path = Path(path)

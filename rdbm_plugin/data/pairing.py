@@ -32,10 +32,6 @@ class Pairs(NamedTuple):
         return cls(*np.array(pairs, np.int64).reshape(-1, 2).T, lonely_gt, lonely_lq)
 
 
-def _same() -> tuple[Label, Label]:
-    return str, str
-
-
 def _template(texts: Any) -> tuple[Label, Label]:
     lq, gt = (texts, '{}') if isinstance(texts, str) else _two('template', texts, "['{}', '{}gt']")
     for text in (lq, gt):
@@ -62,10 +58,6 @@ def _many_to_one(separator: str) -> tuple[Label, Label]:
     return str, lambda stem: _rename(stem, lambda name: name.split(separator)[0])
 
 
-def _prefix(pair: Any) -> tuple[Label, Label]:
-    return _template([f'{start}{{}}' for start in _two('prefix', pair, '[rain-, norain-]')])
-
-
 def _folder(pair: Any) -> tuple[Label, Label]:
     lq, gt = _two('folder', pair, '[blur, sharp]')
 
@@ -81,7 +73,8 @@ def _folder(pair: Any) -> tuple[Label, Label]:
 
 
 RULES: dict[str, Callable[..., tuple[Label, Label]]] = {
-    'same': _same, 'template': _template, 'many_to_one': _many_to_one, 'prefix': _prefix, 'folder': _folder}
+    'same': lambda: (str, str), 'template': _template, 'many_to_one': _many_to_one, 'folder': _folder,
+    'prefix': lambda pair: _template([f'{start}{{}}' for start in _two('prefix', pair, '[rain-, norain-]')])}
 """Rule -> maker of the two labels (clean, degraded)."""
 
 
@@ -124,11 +117,12 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
     clean = {label: index for index, label in enumerate(labels_gt) if label is not None}
     pairs = [(clean[label], index) for index, label in enumerate(labels_lq) if label in clean]
     taken, shared = {index for index, _ in pairs}, gt.root == lq.root
-    return Pairs.of(pairs, [
-        gt.name(index) for index, label in enumerate(labels_gt)
-        if index not in taken and (label is not None or not (shared or gt.holds(index, lq.root)))], [
-        lq.name(index) for index, label in enumerate(labels_lq)
-        if label not in clean and (label is not None or not shared)])
+    # What lies in the folder of the degraded images, or has no label where both share a folder, is of the other side.
+    lonely_gt = [gt.name(index) for index, label in enumerate(labels_gt) if index not in taken and (
+        label is not None or not (shared or lq.root in (gt.root / gt.name(index)).parents))]
+    lonely_lq = [lq.name(index) for index, label in enumerate(labels_lq)
+                 if label not in clean and (label is not None or not shared)]
+    return Pairs.of(pairs, lonely_gt, lonely_lq)
 
 
 def joined(parts: Sequence[Pairs], gt: Sequence[ImageSource], lq: Sequence[ImageSource]) -> Pairs:

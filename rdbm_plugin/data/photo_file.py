@@ -43,19 +43,16 @@ MISSING = {suffix: package for suffix, package, there in (
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded image, upright.
-
-    Attributes:
-        rgb: (H, W, 3) uint8, uint16, or float32 in [0, 1].
-        gray: Whether the file held one channel.
-        alpha: (H, W) of the dtype of ``rgb``, or None.
-        profile: ICC profile, or None.
-    """
+    """A decoded image, upright."""
 
     rgb: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
+    """(H, W, 3) uint8, uint16, or float32 in [0, 1]."""
     gray: bool = False
+    """Whether the file held one channel."""
     alpha: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | None = None
+    """(H, W) of the dtype of ``rgb``."""
     profile: bytes | None = None
+    """Of ICC."""
 
     def with_rgb(self, rgb: NDArray[np.float32]) -> 'Photo':
         """The same with other colours, (H, W, 3) in [0, 1], in the bit depth of this."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_keys, check_number
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_keys, check_number, naming
 from rdbm_plugin.data.image_source import ImageError, ImageSource, below_one_root, to_float
 from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.pairing import Pairs, better_rule, find_pairs, joined
@@ -147,10 +147,8 @@ def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) 
     if not isinstance(block, Mapping):
         raise OptionError(f'tasks: {name}: found {block!r}; expected {{dataroot_gt: ..., dataroot_lq: ...}}.')
     check_keys(f'tasks: {name}', block, _read_task)
-    try:
+    with naming(f'tasks: {name}'):
         task = _read_task(**block)
-    except OptionError as error:
-        raise OptionError(f'tasks: {name}: {error}') from None
     lonely = task.pairs.lonely_lq
     if not len(task.pairs.lq):
         raise OptionError(f'tasks: {name}: no pairs by {block.get("pairing", "same")!r}: there are degraded images '

@@ -9,14 +9,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, tensor2img
 from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import SUFFIXES
 from rdbm_plugin.data.inspection import names
 from rdbm_plugin.evaluation import page, pictures, results
-from rdbm_plugin.evaluation.methods import Example, Method, examples, find_picture, read_picture, read_sets, run
+from rdbm_plugin.evaluation.methods import Method, find_picture, items, read_picture, read_sets, run
+from rdbm_plugin.evaluation.pictures import Picture
 from rdbm_plugin.evaluation.results import ImageScore, SetScore
 from rdbm_plugin.evaluation.scoring import scores
 from rdbm_plugin.evaluation.set_measures import of_images
@@ -27,12 +28,7 @@ CROP = 96
 
 
 class Comparison:
-    """Scores of several methods on the same images.
-
-    Args:
-        file, opt: Name and content of the option file with the test sets and metrics.
-        out: Folder of everything that is written.
-    """
+    """Scores of several methods on the same images, by the test sets and metrics of ``file``, written to ``out``."""
 
     def __init__(self, file: str, opt: Mapping[str, Any], out: Path) -> None:
         self.metrics = (opt.get('val') or {}).get('metrics') or {}
@@ -44,7 +40,7 @@ class Comparison:
         self.file, self.out = file, out
         self.found: dict[str, dict[str, list[ImageScore]]] = {}
         self.shown: list[dict[str, Any]] = []
-        self.crops: dict[str, dict[str, pictures.Picture]] = {}
+        self.crops: dict[str, dict[str, Picture]] = {}
 
     def restore(self, methods: Sequence[Method], timed: bool) -> None:
         """Run the methods that have options; one that fails keeps its fault and stops no other."""
@@ -65,27 +61,26 @@ class Comparison:
         """
         counts: Counter[str] = Counter()
         used: dict[str, set[Path]] = {method.name: set() for method in methods}
-        for example in tqdm(examples(self.sets), total=self.total, desc='Score', unit='image', leave=False):
-            pictures = {DEGRADED: example.degraded}
+        for dataset, image, data in tqdm(items(self.sets), total=self.total, desc='Score', unit='image', leave=False):
+            pictures = {DEGRADED: tensor2img([data['lq'][0]])}
+            clean = tensor2img([data['gt'][0]]) if 'gt' in data else None
             for method in (each for each in methods if not each.fault):
                 try:
-                    path = find_picture(method, example.dataset, example.name)
+                    path = find_picture(method, dataset, image)
                     used[method.name].add(path)
-                    pictures[method.name] = read_picture(path, example.clean)
+                    pictures[method.name] = read_picture(path, clean)
                 except OptionError as error:
                     if method.opt is None:
                         method.gaps.append(str(error))
                     else:
                         method.fault = str(error)
             for name, picture in pictures.items():
-                if example.clean is not None and picture.shape != example.clean.shape:
-                    continue
-                found = scores(picture, example.clean, self.metrics, example.dataset)
-                entry = ImageScore(example.name, found, {}, 0.0, 0)
-                self.found.setdefault(name, {}).setdefault(example.dataset, []).append(entry)
-            counts[example.dataset] += 1
-            if counts[example.dataset] <= page_images:
-                self._show(example, pictures)
+                if clean is None or picture.shape == clean.shape:
+                    entry = ImageScore(image, scores(picture, clean, self.metrics, dataset), {}, 0.0, 0)
+                    self.found.setdefault(name, {}).setdefault(dataset, []).append(entry)
+            counts[dataset] += 1
+            if counts[dataset] <= page_images:
+                self._show(dataset, image, pictures, clean)
         for method in methods:
             if method.opt is None and not method.fault:
                 self._note_gaps(method, used[method.name])
@@ -100,12 +95,12 @@ class Comparison:
         if others:
             method.gaps.append(f'{method.folder}: {len(others)} pictures belong to no test image: {names(others)}')
 
-    def _show(self, example: Example, pictures: Mapping[str, pictures.Picture]) -> None:
-        last = {name: of_images(sets[example.dataset][-1].restored) for name, sets in self.found.items()
-                if sets.get(example.dataset) and sets[example.dataset][-1].image == example.name}
-        self.shown.append(page.picture_entry(example.dataset, example.name, pictures, example.clean, last))
-        if example.dataset not in self.crops:
-            self.crops[example.dataset] = zoomed(example, pictures)
+    def _show(self, dataset: str, image: str, pictures: Mapping[str, Picture], clean: Picture | None) -> None:
+        last = {name: of_images(sets[dataset][-1].restored) for name, sets in self.found.items()
+                if sets.get(dataset) and sets[dataset][-1].image == image}
+        self.shown.append(page.picture_entry(dataset, image, pictures, clean, last))
+        if dataset not in self.crops:
+            self.crops[dataset] = zoomed(pictures, clean)
 
     def rows(self, methods: Sequence[Method]) -> list[Scores]:
         """Means of the degraded images and of every method that did not fail."""
@@ -176,16 +171,16 @@ def protocol(name: str, block: Mapping[str, Any]) -> str:
     return f'{name}: {block["type"]}' + (f' ({options})' if options else '')
 
 
-def zoomed(example: Example, pictures: Mapping[str, pictures.Picture]) -> dict[str, pictures.Picture]:
+def zoomed(pictures: Mapping[str, Picture], clean: Picture | None) -> dict[str, Picture]:
     """The same crop of all pictures, where they differ most, after an overview with its frame."""
-    shown = {**pictures, **({} if example.clean is None else {'clean': example.clean})}
-    same = [picture for picture in shown.values() if picture.shape == example.degraded.shape]
+    shown, degraded = {**pictures, **({} if clean is None else {'clean': clean})}, pictures[DEGRADED]
+    same = [picture for picture in shown.values() if picture.shape == degraded.shape]
     spread = np.std(np.stack(same).astype(np.float32), axis=0).mean(axis=2)
     height, width = (min(CROP, length) for length in spread.shape)
     share = cv2.blur(spread, (width, height), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
     share = share[:spread.shape[0] - height + 1, :spread.shape[1] - width + 1]
     top, left = np.unravel_index(int(share.argmax()), share.shape)
-    overview = cv2.rectangle(example.degraded.copy(), (int(left), int(top)), (int(left) + width, int(top) + height),
+    overview = cv2.rectangle(degraded.copy(), (int(left), int(top)), (int(left) + width, int(top) + height),
                              (0, 0, 255), 2)
     crops = {name: picture[top:top + height, left:left + width] for name, picture in shown.items()}
     return {'where': overview, **crops}

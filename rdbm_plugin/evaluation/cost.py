@@ -15,21 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(NamedTuple):
-    """What restoring one image takes.
-
-    Attributes:
-        parameters: Of the network, in millions.
-        evaluations: Of the network, for one image (NFE).
-        multiply_adds: Of one evaluation at 3x256x256, in 1e9.
-        milliseconds: Median over the timed images, several runs each.
-        memory: Peak above what was held before, in MiB; None where it cannot be measured.
-    """
+    """What restoring one image takes."""
 
     parameters: float
+    """Of the network, in millions."""
     evaluations: float
+    """NFE."""
     multiply_adds: float
+    """Of one evaluation at 3x256x256, in 1e9."""
     milliseconds: float
+    """Median over the timed images, several runs each."""
     memory: float | None
+    """Peak above what was held before, in MiB; None where it cannot be measured."""
 
 
 def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:

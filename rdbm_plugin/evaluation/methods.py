@@ -47,16 +47,6 @@ class Method:
         return [root for root in (self.folder / 'visualization' / dataset, self.folder / dataset) if root.is_dir()]
 
 
-@dataclass(frozen=True)
-class Example:
-    """One test image: BGR, (H, W, 3) uint8; ``clean`` is None without ground truth."""
-
-    dataset: str
-    name: str
-    degraded: Picture
-    clean: Picture | None
-
-
 def read_sets(opt: Mapping[str, Any]) -> dict[str, Dataset]:
     """Name -> data set of every test or validation block, in the file's order; raises OptionError without any."""
     blocks = [block for phase, block in opt['datasets'].items() if not phase.startswith('train')]
@@ -71,13 +61,6 @@ def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any
         for index in range(len(images)):
             data = default_collate([images[index]])
             yield dataset, image_name(data), data
-
-
-def examples(sets: Mapping[str, Dataset]) -> Iterator[Example]:
-    """All test images as pictures."""
-    for dataset, name, data in items(sets):
-        clean = tensor2img([data['gt'][0]]) if 'gt' in data else None
-        yield Example(dataset, name, tensor2img([data['lq'][0]]), clean)
 
 
 def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object], timed: bool = True) -> None:

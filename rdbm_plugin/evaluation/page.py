@@ -52,13 +52,8 @@ def write_page(path: Path, title: str, tables: Sequence[Table], images: Sequence
                faults: Mapping[str, str], notes: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write the page.
 
-    Args:
-        path, title: Of the file.
-        tables: Each sortable by its columns.
-        images: Of :func:`picture_entry`.
-        faults: Method -> why it failed.
-        notes: Lines under the tables: how numbers were made, and what was left out.
-        about: Protocols, versions and the like, shown at the end.
+    ``images`` are of :func:`picture_entry`, ``faults`` is method -> why it failed. ``notes``, how numbers were made and
+    what was left out, stand under the tables; ``about``, protocols, versions and the like, at the end.
     """
     content = plain({'title': title, 'tables': tables, 'images': images, 'faults': faults, 'notes': notes,
                      'about': json.dumps(plain(about), indent=1)})

@@ -22,14 +22,9 @@ PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-p
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What one image gave.
+    """What one image gave: by each metric the score of restoration and input, or its share in a measure of the set.
 
-    Attributes:
-        image: Its name within the data set.
-        restored: Metric -> score of the restoration, or its share in a measure of the set.
-        degraded: Metric -> score of the input.
-        seconds: Wall time of the restoration.
-        evaluations: Of the network.
+    ``seconds`` is the wall time of the restoration, ``image`` the name within the data set.
     """
 
     images: ClassVar[int] = 1

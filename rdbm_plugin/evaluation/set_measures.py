@@ -19,10 +19,9 @@ from rdbm_plugin.config.options import OptionError
 MIN_IMAGES = {'fid': 2049, 'kid': 100}
 """Images that a set must have, unless ``min_images`` says otherwise.
 
-FID needs a covariance of 2048 features, which has full rank from 2049 images on; its authors ask for more than 2048 and
-recommend 10,000 (https://github.com/bioinf-jku/TTUR). Its bias differs with number and method (Chong and Forsyth, arXiv
-1911.07023). KID has no bias (Binkowski et al., arXiv 1801.01401), but spreads the more the fewer there are; 100 is the
-smallest set that papers on restoration commonly report (Rain100).
+FID needs a covariance of 2048 features, which has full rank from 2049 images on (https://github.com/bioinf-jku/TTUR),
+and its bias differs with number and method (Chong and Forsyth, arXiv 1911.07023). KID has no bias, but spreads the more
+the fewer there are; 100 is the smallest set that papers on restoration commonly report (Rain100).
 """
 
 KID_SUBSET = 1000
@@ -60,10 +59,7 @@ def _features(image: bytes, height: int) -> Tensor:
 
 @cache
 def inception() -> tuple[Any, str]:
-    """The Inception of 2015 that FID is defined by, as torch-fidelity has it, and its device.
-
-    Raises OptionError if torch-fidelity or its weights are missing.
-    """
+    """The Inception of 2015 that FID is defined by, as torch-fidelity has it, and its device."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
         from torch_fidelity.utils import create_feature_extractor

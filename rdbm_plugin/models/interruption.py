@@ -15,10 +15,8 @@ GRACE = 5
 class Interruption:
     """Notes SIGINT and SIGTERM, and lets all ranks agree on the iteration to stop at.
 
-    A second signal after :data:`GRACE` seconds ends the process at once.
-
-    Args:
-        group: All ranks, on CPUs; None: there is one rank alone.
+    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, on CPUs; None: one
+    rank alone.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:

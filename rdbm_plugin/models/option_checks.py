@@ -21,6 +21,7 @@ from rdbm_plugin.config.options import (
     check_int,
     check_keys,
     check_number,
+    naming,
 )
 from rdbm_plugin.evaluation.protocols import check_protocol
 from rdbm_plugin.inference.tiling import SMALLEST
@@ -42,10 +43,8 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
         raise OptionError('train: pixel_opt: missing or empty, and so is perceptual_opt; there is no loss.')
     if train_opt.get('pixel_opt'):
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
-    try:
+    with naming('train'):
         Objective(bridge, None, *map(train_opt.get, OBJECTIVE_KEYS))
-    except OptionError as error:
-        raise OptionError(f'train: {error}') from None
     amp = check_choice('train: amp', train_opt.get('amp') or 'none', (*PRECISIONS, 'auto'))
     if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
         raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
@@ -77,11 +76,9 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
     check_keys(where, {'optimizer': None, **scheduler}, cls)
     for key in ('periods', 'milestones', 'restarts', 'restart_weights'):
         values = scheduler.get(key, [])
-        if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
-            raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers.')
         lowest = 1 if key == 'periods' else 0
-        if any(not lowest <= value < math.inf for value in values):
-            raise OptionError(f'{where}: {key}: found {values!r}; expected numbers of at least {lowest}.')
+        if type(values) is not list or any(type(v) not in (int, float) or not lowest <= v < math.inf for v in values):
+            raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers of at least {lowest}.')
     for key in ('eta_min', 'gamma'):
         check_number(f'{where}: {key}', scheduler.get(key, 0), 0)
     marks = 'periods' if 'periods' in scheduler else 'restarts'
@@ -134,10 +131,8 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
         check_keys(where, metric_arguments(kind, options), known[kind], kind)
         check_int(f'{where}: crop_border', options.get('crop_border', 0), 0)
         check_choice(f'{where}: better', options.get('better', 'higher'), ('higher', 'lower'))
-        try:
+        with naming(where):
             check_protocol(kind, options)
-        except OptionError as error:
-            raise OptionError(f'{where}: {error}') from None
     best = (opt.get('logger') or {}).get('keep_best')
     if best is not None:
         check_choice('logger: keep_best', best, (opt.get('val') or {}).get('metrics') or {})

@@ -12,11 +12,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Ranks:
-    """All processes of a run; one alone counts as rank 0 of 1.
-
-    Args:
-        several: Whether torch.distributed was started. If so, every rank has to make this object.
-    """
+    """All processes of a run; one alone is rank 0 of 1. Every rank has to make this object if there are several."""
 
     def __init__(self, several: bool) -> None:
         # Python objects and waiting go through the CPUs, whatever the network's gradients go through.

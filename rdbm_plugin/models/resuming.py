@@ -30,11 +30,7 @@ class Loop(NamedTuple):
 
 
 class Progress:
-    """How far a run is: trained, saved and validated until which iteration, with which seed and options.
-
-    Args:
-        opt: The options.
-    """
+    """How far a run is: trained, saved and validated until which iteration, with which seed and options."""
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.seed: int = opt.get('manual_seed') or 0

@@ -17,27 +17,20 @@ from rdbm_plugin.models.ranks import Ranks
 
 
 class Restoration(NamedTuple):
-    """What was made of one degraded image.
-
-    Attributes:
-        images: ``lq``, ``result`` and, with ground truth, ``gt``: each (1, C, H, W) in [0, 1].
-        seconds: Wall time.
-        evaluations: Of the network (NFE).
-        trajectory: States from mu to x0, (1, C, H, W) in [0, 1], if they were asked for.
-    """
+    """What was made of one degraded image, in how many seconds and network evaluations."""
 
     images: Mapping[str, Tensor]
+    """``lq``, ``result`` and, with ground truth, ``gt``: each (1, C, H, W) in [0, 1]."""
     seconds: float
     evaluations: int
     trajectory: Sequence[Tensor] = ()
+    """States from mu to x0, (1, C, H, W) in [0, 1], if they were asked for."""
 
 
 class Validator:
     """Scores the sets of an option file, one after the other, and reports on all of them after the last.
 
-    Args:
-        opt: The options.
-        ranks: All processes of the run; each restores its share of the images.
+    Each of ``ranks``, all processes of the run, restores its share of the images.
     """
 
     def __init__(self, opt: Mapping[str, Any], ranks: Ranks) -> None:
