@@ -13,13 +13,16 @@ BOARD = ['tensorboard>=2.12']
 PLOT = ['matplotlib>=3.6']
 PHOTOS = ['scikit-learn>=1.2', *PLOT]  # what the photos of options/train_rdbm_shipped.yml come with
 SAFETENSORS = ['safetensors>=0.4']
+FID = ['torch-fidelity>=0.4,<0.5']
 SPANDREL = ['spandrel>=0.4.1']
 MMENGINE = ['mmengine>=0.10.7,<0.11']
 DEMO = ['gradio>=5.30']
+HEIC = ['pillow-heif>=1']
+EXR = ['OpenEXR>=3.5']
 ONNX = ['onnx>=1.23', 'onnxscript>=0.7', 'onnxruntime>=1.23']
-DOCS = ['mkdocs>=1.6', 'mkdocstrings[python]>=0.27']
+DOCS = ['zensical>=0.0.73; python_version >= "3.11"', 'mkdocstrings[python]>=0.27', 'l2m4m>=1.0.4']
 TEST = ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.6', 'playwright>=1.40', 'hypothesis>=6', *PHOTOS, *SAFETENSORS,
-        *SPANDREL, *MMENGINE, *ONNX, *DEMO, *DOCS]
+        *SPANDREL, *MMENGINE, *FID, *ONNX, *DEMO, *DOCS, *HEIC, *EXR]
 # The option files lie beside the package in a clone and within it where it is installed.
 OPTION_FILES = {f'rdbm_plugin.option_files{name}': f'options{folder}' for name, folder in (
     ('', ''), ('.suites', '/suites'), ('.mmengine', '/mmengine'))}
@@ -40,8 +43,8 @@ setup(
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy>=1.23.5', 'opencv-python>=4.5.5', 'pillow>=10.1',
                       'tifffile>=2021.8.30', 'lmdb>=1.4.1', 'pyyaml>=6.0.1', 'scikit-image>=0.20', 'tqdm>=4.60'],
     extras_require={'basicsr': BASICSR, 'timm': TIMM, 'board': BOARD, 'plot': PLOT, 'photos': PHOTOS,
-                    'safetensors': SAFETENSORS, 'spandrel': SPANDREL, 'mmengine': MMENGINE, 'onnx': ONNX, 'demo': DEMO,
-                    'docs': DOCS,
+                    'safetensors': SAFETENSORS, 'spandrel': SPANDREL, 'mmengine': MMENGINE, 'fid': FID, 'onnx': ONNX,
+                    'demo': DEMO, 'docs': DOCS, 'heic': HEIC, 'exr': EXR,
                     'test': BASICSR + TEST, 'all': BASICSR + TEST},
     entry_points={'console_scripts': ['rdbm = rdbm_plugin.__main__:main']},
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Processing'],

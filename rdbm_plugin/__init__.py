@@ -17,6 +17,18 @@ _LAZY = {
     'Restorer': 'rdbm_plugin.inference.restorer',
     'OptionError': 'rdbm_plugin.config.options',
 }
+REGISTERED = {
+    'ARCH': ('rdbm_plugin.archs.rdbm_unet_arch:RDBMUNet', 'rdbm_plugin.archs.bridge_backbone_arch:BridgeBackbone',
+             'rdbm_plugin.archs.conditional_unet_arch:ConditionalUNet'),
+    'LOSS': ('rdbm_plugin.losses.residual_modulated_loss:ResidualModulatedLoss',),
+    'DATASET': ('rdbm_plugin.data.synthetic_universal_dataset:SyntheticUniversalDataset',
+                'rdbm_plugin.data.universal_paired_dataset:UniversalPairedDataset'),
+    'METRIC': tuple(f'rdbm_plugin.evaluation.protocols:{name}' for name in (
+        'psnr_rgb', 'ssim_rgb', 'psnr_y', 'ssim_y', 'psnr_gt_mean', 'ssim_gt_mean', 'fid', 'kid', 'lpips',
+        'pyiqa_score')),
+    'MODEL': ('rdbm_plugin.models.rdbm_model:RDBMModel',),
+}
+"""BasicSR's registry -> 'module:name' of what the plugin registers there, beside all bridges and samplers."""
 __all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'ResidualModulatedLoss', 'Restorer',
            '__version__', 'build_bridge']
 

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 
 from rdbm_plugin import __version__
 from rdbm_plugin.basicsr_host import lookup
-from rdbm_plugin.basicsr_host.registered import REGISTERED
 from rdbm_plugin.config.options import OptionError
 
 __all__ = ['__version__']
@@ -23,7 +22,7 @@ if lookup.has_registries():
             setattr(_registry, f'{_name}_REGISTRY', _registry.Registry(_name.lower()))
     BRIDGE_REGISTRY = _registry.BRIDGE_REGISTRY
     SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
-    for _registry_name, _entries in REGISTERED.items():
+    for _registry_name, _entries in lookup.REGISTERED.items():
         for _module, _name in (entry.split(':') for entry in _entries):
             if _name not in getattr(_registry, f'{_registry_name}_REGISTRY'):
                 getattr(_registry, f'{_registry_name}_REGISTRY').register(getattr(import_module(_module), _name))

@@ -10,8 +10,7 @@ from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
-from rdbm_plugin.basicsr_host.lookup import of_basicsr
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED, of_basicsr
 from rdbm_plugin.config.options import build
 from rdbm_plugin.models.optimizers import timm_optimizers
 
@@ -29,13 +28,15 @@ class Mirror(root.Registry):
         parent: That registry.
         kinds: BasicSR's registries that belong in it.
         adapt: Turns (name, class or function) into what mmengine may build; default: unchanged.
+        more: Gives what is in none of BasicSR's registries, by name.
     """
 
     def __init__(self, name: str, parent: root.Registry, kinds: tuple[str, ...] = (),
-                 adapt: Callable[[str, Any], Any] = lambda _, found: found) -> None:
+                 adapt: Callable[[str, Any], Any] = lambda _, found: found,
+                 more: Callable[[], Mapping[str, Any]] = dict) -> None:
         super().__init__(name, parent=parent, scope='rdbm_plugin', locations=[
             f'rdbm_plugin.mmengine.{module}' for module in ('restorer', 'training', 'metric')])
-        self.kinds, self.adapt = kinds, adapt
+        self.kinds, self.adapt, self.more = kinds, adapt, more
         self.ours = {entry.split(':')[1]: entry.split(':')[0] for kind in kinds for entry in REGISTERED[kind]}
 
     def get(self, key: str) -> Any:
@@ -53,7 +54,8 @@ class Mirror(root.Registry):
 
     def others(self) -> dict[str, Any]:
         """Name -> what others have made of these kinds by now."""
-        return {name: found for kind in reversed(self.kinds) for name, found in of_basicsr(kind).items()}
+        found = {name: each for kind in reversed(self.kinds) for name, each in of_basicsr(kind).items()}
+        return {**self.more(), **found}
 
     def make(self, where: str, block: Mapping[str, Any] | None, default: str | None = None, **given: Any) -> Any:
         """Build what a block of a config describes, as :func:`rdbm_plugin.config.options.build` does.
@@ -70,14 +72,6 @@ class Mirror(root.Registry):
         if isinstance(block, Mapping):
             block = {**block, 'type': str(kind) if inspect.isclass(kind) else kind}
         return build(where, block, types, default, **given)
-
-
-class OptimizerMirror(Mirror):
-    """The optimizers of timm, as ``rdbm_plugin.Muon``; those of torch are in mmengine's own registry."""
-
-    def others(self) -> dict[str, Any]:
-        """Name -> class."""
-        return timm_optimizers()
 
 
 def _of_block(_: str, cls: type) -> Callable[..., Any]:
@@ -99,6 +93,7 @@ TASK_UTILS = Mirror('task util', root.TASK_UTILS, ('BRIDGE', 'SAMPLER'))
 DATASETS = Mirror('dataset', root.DATASETS, ('DATASET',), _of_block)
 METRICS = Mirror('metric', root.METRICS, ('METRIC',), _of_protocol)
 HOOKS = Mirror('hook', root.HOOKS)
-OPTIMIZERS = OptimizerMirror('optimizer', root.OPTIMIZERS)
+# As rdbm_plugin.Muon; those of torch are in mmengine's own registry.
+OPTIMIZERS = Mirror('optimizer', root.OPTIMIZERS, more=timm_optimizers)
 OPTIM_WRAPPERS = Mirror('optim_wrapper', root.OPTIM_WRAPPERS)
 STRATEGIES = Mirror('strategy', root.STRATEGIES)

@@ -4,13 +4,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def giga_multiply_adds(network: nn.Module, channels: int = 3, size: int = 256) -> float:
+def giga_multiply_adds(network: nn.Module, size: int = 256) -> float:
     """Multiply-adds of one evaluation on an image of ``size`` pixels square, in 1e9, by torch's FlopCounterMode.
 
     Papers on restoration print this number as GFLOPs or GMACs; FlopCounterMode counts two operations for each.
     """
     parameter = next(network.parameters())
-    image = torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image, image, torch.ones(1, dtype=torch.int64, device=parameter.device))
     return counter.get_total_flops() / 2e9

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 
@@ -26,8 +26,17 @@ KINDS = {
     PLUGIN: 'a package of its own on an installed BasicSR; the first line of our option files loads the plugin, and '
             'nothing has to be installed into it'}
 """What each kind is, and how it finds the plugin."""
-BACKUP = '.rdbm-backup'
-_REMOVED = re.compile(r'^(\s*from torchvision\.transforms\.functional)_tensor( import )', re.MULTILINE)
+_OTHERS = {
+    'neosr': ('neosr/archs', 'results folders, experiments/results/NAME, take part in "rdbm compare"'),
+    'traiNNer-redux': ('traiNNer/archs', 'results folders, results/NAME, take part in "rdbm compare"'),
+    'MMagic': ('mmagic/registry.py', 'restored pictures, as SET/IMAGE.png, take part in "rdbm compare", and "python -m '
+                                     'rdbm_plugin.mmengine" trains on the same mmengine')}
+KINDS.update({name: f'{name}, which has no BasicSR in it, so that the plugin does not run there; its {works}'
+              for name, (_, works) in _OTHERS.items()})
+_MENDED = '  # mended by "rdbm doctor --fix"'
+# A comment may not follow a backslash.
+_REMOVED = re.compile(r'^([ \t]*from torchvision\.transforms\.functional)_tensor( import [^\\\r\n]*)', re.MULTILINE)
+_REPLACED = re.compile(rf'^([ \t]*from torchvision\.transforms\.functional)( import .*){_MENDED}', re.MULTILINE)
 _MARK = '# Written by "rdbm doctor --install-into"; "rdbm doctor --undo" removes it. '
 
 
@@ -48,7 +57,7 @@ _MODULES = {
     SCANS: {'basicsr/models/rdbm_model.py': ('from rdbm_plugin.models.fork_model import RDBMModel',),
             'basicsr/models/archs/rdbm_arch.py': _imports('ARCH'), 'basicsr/data/rdbm_dataset.py': _imports('DATASET')},
 }
-"""Kind -> file -> what it imports. A code base goes on working when the plugin is uninstalled."""
+"""Kind -> file -> what it imports. A code base still works when the plugin is uninstalled."""
 _PACKAGE = 'basicsr/__init__.py'
 
 
@@ -83,7 +92,6 @@ class Change(NamedTuple):
 
     path: Path
     content: str | None
-    backup: bool = False
 
     def show(self) -> str:
         """What changes: a unified diff, or the name of what is removed."""
@@ -100,8 +108,6 @@ class Change(NamedTuple):
                 self.path.unlink()
                 return
             mode = self.path.stat().st_mode if self.path.exists() else None
-            if self.backup:
-                write_atomically(self.path.with_name(self.path.name + BACKUP), self.path.read_bytes())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, self.content.encode('utf-8', 'surrogateescape'))
             if mode is not None:
@@ -117,23 +123,26 @@ def installed() -> Path | None:
 
 
 def look_at(root: str | Path) -> Codebase:
-    """Find out what kind of BasicSR lies in ``root``.
-
-    Raises:
-        OptionError: There is none, or none that is known.
-    """
+    """Find out what kind of BasicSR lies in ``root``; raises OptionError if there is none that is known."""
     root = Path(root).expanduser().resolve()
     basicsr = root / 'basicsr'
     try:
+        for name, (mark, _) in _OTHERS.items():
+            if (root / mark).exists():
+                return Codebase(root, name)
         scripts = [path for path in (basicsr / 'train.py', root / 'train.py', *sorted(root.glob('*/train.py')))
-                   if path.is_file() and _imports_basicsr(path)]
+                   if path.is_file() and _IMPORT.search(_text(path))]
         if not (basicsr.is_dir() or scripts):
             raise OptionError(f'{root}: no folder basicsr in it, and no training script that imports an installed '
                               'BasicSR; expected the top folder of a BasicSR code base.')
-        of_script = _of_script(root, scripts[0]) if scripts else {}
+        of_script: dict[str, Any] = {}
+        for script in scripts[:1]:
+            text = _text(script)
+            of_script = {'script': script.relative_to(root).as_posix(), 'stages': 'mini_batch_sizes' in text,
+                         'flag': '--opt' if _LONG.search(text) else '-opt'}
         if not basicsr.is_dir():
             return Codebase(root, PLUGIN, pinned=_pinned(root), **of_script)
-        outdated = [path for path in sorted(basicsr.rglob('*.py')) if path.is_file() and _REMOVED.search(_text(path))]
+        outdated = [path for path in _python_files(basicsr) if _REMOVED.search(_text(path))]
         package = root / _PACKAGE
         unfinished = package.is_file() and '.version import' in _text(package) and not (basicsr / 'version.py').exists()
         return Codebase(root, _kind(basicsr), package.is_file(), outdated, unfinished=unfinished, **of_script)
@@ -143,21 +152,9 @@ def look_at(root: str | Path) -> Codebase:
         raise OptionError(f'{basicsr}: cannot be read: {error}') from None
 
 
+_IMPORT = re.compile(r'^\s*(?:from|import) basicsr\b', re.MULTILINE)
 _LONG = re.compile(r'add_argument\(\s*[\'"]--opt[\'"]')
 _REQUIREMENT = re.compile(r'\bbasicsr\s*(?:[=<>!~]=?=?\s*[\w.*]+(?:\s*,\s*[=<>!~]=?\s*[\w.*]+)*)?', re.IGNORECASE)
-
-
-def _of_script(root: Path, script: Path) -> dict[str, Any]:
-    text = _text(script)
-    return {'script': script.relative_to(root).as_posix(), 'flag': '--opt' if _LONG.search(text) else '-opt',
-            'stages': 'mini_batch_sizes' in text}
-
-
-def _imports_basicsr(path: Path) -> bool:
-    names = {name for node in ast.walk(ast.parse(path.read_bytes()))
-             for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                          [node.module or ''] if isinstance(node, ast.ImportFrom) else [])}
-    return any(name.split('.')[0] == 'basicsr' for name in names)
 
 
 def _pinned(root: Path) -> str | None:
@@ -179,21 +176,17 @@ def _kind(basicsr: Path) -> str:
 
 def _reads_yaml_safely(utils: Path) -> bool:
     """Whether options are read by a loader that follows no tags of Python's."""
-    names = set()
-    for path in (utils / 'options.py', utils / 'misc.py'):
-        for node in ast.walk(ast.parse(path.read_bytes())) if path.is_file() else ():
-            names |= {getattr(node, key) for key in ('name', 'id', 'attr') if isinstance(getattr(node, key, None), str)}
+    code = [ast.unparse(ast.parse(path.read_bytes())) for path in (utils / 'options.py', utils / 'misc.py')
+            if path.is_file()]
     # FullLoader follows a tag to what has been imported already, and to nothing else.
-    return not names.isdisjoint({'SafeLoader', 'CSafeLoader', 'safe_load', 'FullLoader', 'CFullLoader', 'full_load'})
+    return re.search(r'\b(C?(Safe|Full)Loader|(safe|full)_load)\b', ' '.join(code)) is not None
 
 
 def installation(codebase: Codebase) -> list[Change]:
     """The files that let a code base find the plugin, as far as they are needed and not there already.
 
-    An option file that is there and was changed since, or is another one, stays as it is.
-
-    Raises:
-        OptionError: A module of the name is there, and is not one that this function wrote.
+    An option file that is there and was changed since, or is another one, stays as it is. Raises OptionError if a
+    module of the name is there that this function did not write.
     """
     files = _files(codebase.kind)
     if not codebase.package:
@@ -219,15 +212,14 @@ def _files(kind: str) -> dict[str, str]:
 
 
 def mending(codebase: Codebase) -> list[Change]:
-    """The edit of the one import that torchvision 0.17 and later refuses; each file keeps a backup beside it."""
-    return [Change(path, _mended(_text(path)), backup=True) for path in codebase.outdated]
+    """The edit of the one import that torchvision 0.17 and later refuses; a comment marks the line for --undo."""
+    return [Change(path, _REMOVED.sub(rf'\1\2{_MENDED}', _text(path))) for path in codebase.outdated]
 
 
 def undoing(codebase: Codebase) -> list[Change]:
     """What takes back :func:`installation` and :func:`mending`; option files that were changed since stay.
 
-    Raises:
-        OptionError: A module was changed since.
+    Raises OptionError if a module was changed since.
     """
     changes = []
     for path in (codebase.root / name for name in (*_files(SAFE), *_files(SCANS), _PACKAGE)):
@@ -235,25 +227,20 @@ def undoing(codebase: Codebase) -> list[Change]:
             changes.append(Change(path, None))
         elif path.is_file() and path.suffix != '.yml' and _text(path).startswith(_MARK):
             raise OptionError(f'{path}: was changed since rdbm doctor wrote it; move it away.')
-    for backup in sorted((codebase.root / 'basicsr').rglob(f'*{BACKUP}')):
-        path, before = backup.with_name(backup.name.removesuffix(BACKUP)), _text(backup)
-        # A reinstallation of BasicSR may have removed or replaced it.
-        if path.is_file() and _text(path) != before:
-            if _text(path) != _mended(before):
-                raise OptionError(f'{path}: was changed since rdbm doctor mended it; compare it with {backup.name} '
-                                  'beside it, and remove that.')
-            changes.append(Change(path, before))
-        changes.append(Change(backup, None))
+    for path in _python_files(codebase.root / 'basicsr'):
+        text = _text(path)
+        if _REPLACED.search(text):
+            changes.append(Change(path, _REPLACED.sub(r'\1_tensor\2', text)))
     return changes
+
+
+def _python_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob('*.py')) if path.is_file()]
 
 
 def _text(path: Path) -> str:
     # Bytes that are no UTF-8, and line ends, must come back as they were.
     return path.read_bytes().decode('utf-8', 'surrogateescape')
-
-
-def _mended(text: str) -> str:
-    return _REMOVED.sub(r'\1\2', text)
 
 
 def _signed(text: str) -> str:

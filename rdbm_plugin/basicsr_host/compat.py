@@ -3,21 +3,20 @@
 None of them changes what BasicSR does for other models. All act in the process of our own command only, except
 :func:`provide_functional_tensor`, which adds a module that would otherwise be missing.
 """
-import atexit
 import ctypes
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
-from queue import Empty
-from time import monotonic
+from math import ceil
 from types import ModuleType
 from typing import Any
 
 _REMOVED = 'torchvision.transforms.functional_tensor'
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
 class _FunctionalTensor(MetaPathFinder, Loader):
@@ -32,7 +31,7 @@ class _FunctionalTensor(MetaPathFinder, Loader):
 def provide_functional_tensor() -> None:
     """Let BasicSR 1.4.2 import under torchvision >= 0.17.
 
-    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder stands last,
+    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder comes last,
     so that a torchvision that still has the module wins, and does nothing until somebody asks for that name.
     """
     if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
@@ -40,46 +39,20 @@ def provide_functional_tensor() -> None:
 
 
 def mend_prefetcher() -> None:
-    """Let ``prefetch_mode: cpu`` end: with the error of a worker, where BasicSR waits for ever, and before Python does.
+    """Let PyTorch's own workers read ahead under ``prefetch_mode: cpu``.
 
-    A thread that Python cuts off at its end, while torch reads a batch in it, aborts the process.
+    BasicSR takes a thread, which waits for ever when a worker fails, and aborts the process that it outlives.
     """
-    from basicsr.data import prefetch_dataloader
+    from basicsr.data.prefetch_dataloader import PrefetchDataLoader
+    from torch.utils.data import DataLoader
 
-    class PrefetchGenerator(prefetch_dataloader.PrefetchGenerator):
-        def __init__(self, generator: Any, num_prefetch_queue: int) -> None:
-            self.ended = False
-            atexit.register(self.end)
-            super().__init__(generator, num_prefetch_queue)
+    def start(loader: PrefetchDataLoader) -> Iterator[Any]:
+        if loader.num_workers:
+            # Of each worker; together they hold what the thread's queue would hold.
+            loader.prefetch_factor = max(2, ceil(loader.num_prefetch_queue / loader.num_workers))
+        return DataLoader.__iter__(loader)
 
-        def end(self) -> None:
-            self.ended = True
-            deadline = monotonic() + 30
-            while self.is_alive() and monotonic() < deadline:
-                # Makes room for what the thread may be about to put there.
-                with suppress(Empty):
-                    self.queue.get_nowait()
-                self.join(0.01)
-
-        def run(self) -> None:
-            try:
-                for item in self.generator:
-                    self.queue.put(item)
-                    if self.ended:
-                        return
-                self.queue.put(None)
-            except BaseException as error:
-                self.queue.put(error)
-            finally:
-                atexit.unregister(self.end)
-
-        def __next__(self) -> Any:
-            item = super().__next__()
-            if isinstance(item, BaseException):
-                raise item
-            return item
-
-    prefetch_dataloader.PrefetchGenerator = PrefetchGenerator
+    PrefetchDataLoader.__iter__ = start
 
 
 def keep_freed_memory() -> None:
@@ -91,11 +64,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for option, value in ((_M_MMAP_THRESHOLD, 64 * 2**20), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-        mallopt(option, value)
-
-
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+    mallopt(_M_MMAP_THRESHOLD, 64 * 2**20)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def end_distributed() -> None:

@@ -11,8 +11,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+import rdbm_plugin
+from rdbm_plugin.bridge import BRIDGES
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.samplers import SAMPLERS
+
+REGISTERED = {'BRIDGE': tuple(f'rdbm_plugin.bridge:{name}' for name in BRIDGES),
+              'SAMPLER': tuple(f'rdbm_plugin.samplers:{name}' for name in SAMPLERS), **rdbm_plugin.REGISTERED}
 
 _SCANNED = {'ARCH': ('basicsr.models.archs', '_arch'), 'MODEL': ('basicsr.models', '_model'),
             'DATASET': ('basicsr.data', '_dataset'), 'LOSS': ('basicsr.models.losses', ''),
@@ -68,13 +73,8 @@ def _scanned(name: str) -> dict[str, Any]:
 def metric_arguments(metric: str, options: Mapping[str, Any], image: Any = None, clean: Any = None) -> dict[str, Any]:
     """The keyword arguments that a metric is called with, as BasicSR's calculate_metric calls it.
 
-    Forks name the first image otherwise, and their metrics refuse what they do not know.
-
-    Args:
-        metric: Its name.
-        options: Its block under ``val: metrics:``, which has ``better`` for BasicSR itself.
-        image: Restored image.
-        clean: Ground truth, left out where the metric does not take it.
+    Forks name the first image otherwise, and their metrics refuse what they do not know: ``better`` among ``options``,
+    the block under ``val: metrics:``, which is for BasicSR itself, and ``clean``.
     """
     parameters = inspect.signature(registered('METRIC')[metric]).parameters
     any_key = any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -49,13 +49,6 @@ def posterior(a_s: Tensor, a_t: Tensor, d: Tensor, variance: float,
     return k, c, -variance * fall(a_s) * fall(d) / scale
 
 
-def forward_kernel(b_s: Tensor, b_t: Tensor, d: Tensor, variance: float, flat: bool = False) -> tuple[Tensor, Tensor]:
-    """(k, v) of q(x_t | x_s, mu) = N(mu + k (x_s - mu), v pi^2), for b_s > 0."""
-    decay, fall = _functions(flat)
-    ratio = fall(b_t) / fall(b_s)
-    return decay(d) * ratio, -variance * fall(d) * ratio
-
-
 def std_ratio(a_s: Tensor, a_t: Tensor, b_s: Tensor, b_t: Tensor, flat: bool = False) -> Tensor:
     """Sigma_s / Sigma_t for a_t, b_t > 0."""
     fall = _functions(flat)[1]

@@ -15,14 +15,6 @@ def _cosine(steps: int) -> Tensor:
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
 
 
-def _linear(steps: int) -> Tensor:
-    return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
-
-
-def _sigmoid(steps: int) -> Tensor:
-    return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (0.02 - 1e-4) + 1e-4
-
-
 def _cosine_rate(steps: int) -> Tensor:
     """Rates that rise along a squared sine: one minus the cosine schedule itself, as IR-SDE and GOUB use it."""
     grid = (torch.arange(steps, dtype=torch.float64) + 2) / (steps + 2)
@@ -30,12 +22,11 @@ def _cosine_rate(steps: int) -> Tensor:
     return 1 - curve[1:] / curve[0]
 
 
-def _constant(steps: int) -> Tensor:
-    return torch.full((steps,), 1 / steps, dtype=torch.float64)
-
-
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
-    'cosine': _cosine, 'linear': _linear, 'cosine_rate': _cosine_rate, 'sigmoid': _sigmoid, 'constant': _constant}
+    'cosine': _cosine, 'cosine_rate': _cosine_rate,
+    'linear': lambda steps: torch.linspace(1e-4, 0.02, steps, dtype=torch.float64),
+    'sigmoid': lambda steps: torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (0.02 - 1e-4) + 1e-4,
+    'constant': lambda steps: torch.full((steps,), 1 / steps, dtype=torch.float64)}
 
 
 def rates(schedule: str | Sequence[float], timesteps: int, total: float | None = None) -> Tensor:
@@ -45,9 +36,6 @@ def rates(schedule: str | Sequence[float], timesteps: int, total: float | None =
         schedule: A name in SCHEDULES, or the T rates themselves, > 0.
         timesteps: T, at least 1.
         total: Rescales the rates so that theta_bar_{0:T} has this value, > 0; default: as the schedule gives it.
-
-    Raises:
-        OptionError: An argument is out of its range.
     """
     check_int('timesteps', timesteps, 1)
     if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence):

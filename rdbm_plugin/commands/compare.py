@@ -1,8 +1,6 @@
 """``rdbm compare``: any BasicSR models and finished results, on the same images, by the same protocol."""
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rdbm_plugin.basicsr_host import lookup
 from rdbm_plugin.config.options import OptionError
@@ -28,56 +26,37 @@ def main() -> int:
     """Compare; return 1 if a method failed, else 0."""
     args = arguments()
     lookup.need_registries()
-    from rdbm_plugin.commands.pipeline import read_options
+    from rdbm_plugin.commands.pipeline import name_weights, read_options
     from rdbm_plugin.commands.preflight import check_options
     from rdbm_plugin.evaluation.comparison import Comparison
     from rdbm_plugin.evaluation.methods import Method, unique_names
+    from rdbm_plugin.evaluation.scoring import check_sizes
     from rdbm_plugin.models.option_checks import check_metrics
     files = [given for given in args.methods if not Path(given).is_dir()]
     if not (args.sets or files):
         raise OptionError('--sets: missing; as all methods are folders, an option file has to name the test sets.')
     if args.names and len(args.names) != len(args.methods):
         raise OptionError(f'--names: found {len(args.names)} for {len(args.methods)} methods.')
-    try:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f'--out: {args.out}: cannot be made ({error.strerror}).') from None
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     file = args.sets or files[0]
     opt = read_options(file, args.force_yml)
     comparison = Comparison(file, opt, Path(args.out))
     check_metrics(opt)
+    check_sizes(opt)
     names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
                                        for given in args.methods])
-    methods = []
-    for name, given in zip(names, args.methods):
-        if Path(given).is_dir():
-            methods.append(Method(name, Path(given)))
-            continue
-        method = Method(name, Path(args.out, 'methods', name))
+    methods = [Method(name, Path(given) if Path(given).is_dir() else Path(args.out, 'methods', name))
+               for name, given in zip(names, args.methods)]
+    for method, given in zip(methods, args.methods):
         try:
-            method.opt = read_test_options(given, args.force_yml)
-            check_options({**method.opt, 'datasets': {}})
+            if given in files:
+                method.opt = read_options(given, args.force_yml)
+                # The checkpoint is the one the file names; a file for training stands for what it trained.
+                name_weights(method.opt, given, method.opt['name'])
+                check_options({**method.opt, 'datasets': {}})
         except OptionError as error:
             method.fault = str(error)
-        methods.append(method)
     comparison.restore(methods, timed=not args.no_cost)
     comparison.score(methods, args.page_images)
     comparison.write(methods)
     return int(any(method.fault for method in methods))
-
-
-def read_test_options(file: str, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Options of a file for a test, as BasicSR's test script reads them, whether it is for training or for a test.
-
-    The checkpoint is the one the file names; a file for training stands for what it trained.
-
-    Raises:
-        OptionError: The file cannot be read, or its network has not been trained.
-    """
-    from rdbm_plugin.commands import pipeline
-    opt = pipeline.read_options(file, changes)
-    if 'train' in opt:
-        pipeline.test_of_training(opt, file, opt['name'])
-    elif not opt['path'].get('pretrain_network_g'):
-        raise OptionError(f'{file}: path: pretrain_network_g: missing; there is nothing to test.')
-    return opt

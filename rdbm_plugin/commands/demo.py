@@ -2,7 +2,7 @@
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,13 @@ def build(gradio: Any, args: Namespace, folder: Path) -> Any:
             if name not in chosen:
                 out += [gradio.update(visible=False)] * 2
                 continue
-            show = partial(_show, progress, f'Restoring with {name}', place, len(names))
+            def show(share: float, place: int = place, text: str = f'Restoring with {name}') -> None:
+                progress((place + share) / len(names), desc=text)
+
             made = before.with_rgb(restorer(checkpoint, int(steps))(to_float(before.rgb), progress=show))
             file = Path(tempfile.mkdtemp(dir=folder)) / f'{Path(path).stem}_restored.png'
             write_photo(file, made)
-            out += [gradio.update(value=(_shown(before), _shown(made)), visible=True),
+            out += [gradio.update(value=(before.bytes_rgb(), made.bytes_rgb()), visible=True),
                     gradio.update(value=str(file), visible=True)]
         return out
 
@@ -95,24 +97,16 @@ def build(gradio: Any, args: Namespace, folder: Path) -> Any:
             with gradio.Column(scale=2):
                 results = []
                 for name in names:
-                    results.append(gradio.ImageSlider(label=f'before and after: {name}', interactive=False, height=560))
-                    results.append(gradio.DownloadButton(f'Download ({name})', visible=False))
+                    results += [gradio.ImageSlider(label=f'before and after: {name}', interactive=False, height=560),
+                                gradio.DownloadButton(f'Download ({name})', visible=False)]
         button.click(restore, [photo, steps, weights], results)
     return page
-
-
-def _show(progress: Any, text: str, place: int, count: int, share: float) -> None:
-    progress((place + share) / count, desc=text)
 
 
 def _name(path: Path) -> str:
     """Of a run: its folder below experiments, and the network if it is named."""
     return ' '.join(part for part in path.with_suffix('').parts[-3:] if part.strip('./') not in (
         '', 'models', 'experiments'))
-
-
-def _shown(photo: Photo) -> Any:
-    return photo.rgb if photo.rgb.dtype == np.uint8 else (photo.rgb >> 8).astype(np.uint8)
 
 
 def examples(folder: Path) -> list[Path]:

@@ -1,11 +1,10 @@
 """``rdbm doctor``: checks an option file, its data, the installation and the code base, and can mend the code base."""
 import json
-import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.option_keys import unknown_keys
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.inspection import Finding, inspect_data
+from rdbm_plugin.evaluation.results import versions
 
 DESCRIPTION = """Check the installation, and with -opt an option file and its data. --fix mends the BasicSR that Python
 imports, or that of --codebase; --install-into lets a code base find the plugin; --undo takes back what both did."""
@@ -69,11 +69,7 @@ def main() -> int:
 
 
 def change_codebase(args: Namespace) -> None:
-    """Change a code base as asked, and print its kind and every change.
-
-    Raises:
-        OptionError: There is none, or a change is not possible; the message says if others were made before.
-    """
+    """Change a code base as asked, and print its kind and every change."""
     root = args.install_into or args.codebase or installed()
     if root is None:
         raise OptionError('BasicSR is not installed; name the folder of a code base with --codebase.')
@@ -126,7 +122,7 @@ def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
     # Not by find_spec of the module itself: within rdbm it can be imported always.
     torchvision = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
     if found.outdated and not any(Path(each, 'transforms/functional_tensor.py').is_file() for each in torchvision):
-        yield Finding('note', 'codebase', f'{found.outdated[0]} imports what this torchvision has no more: "rdbm" '
+        yield Finding('note', 'codebase', f'{found.outdated[0]} imports what torchvision has removed: "rdbm" '
                                           'works, BasicSR\'s own scripts do after "rdbm doctor --fix".')
     if not found.package and any(distributions(name='basicsr')):
         yield Finding('warning', 'codebase', f'{found.root}/basicsr has no __init__.py, so that Python prefers the '
@@ -135,17 +131,12 @@ def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
 
 def check_installation() -> Iterator[Finding]:
     """Versions that do not fit, and a second BasicSR in the way."""
-    found = {}
-    for package in ('torch', 'torchvision', 'basicsr'):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    versions = [f'{name} {number or "without a version"}' for name, number in found.items()]
-    yield Finding('ok', 'installation', ', '.join([f'Python {platform.python_version()}', *versions]))
-    needs = [line.split(';')[0].replace(' ', '') for line in (found['torchvision'] and requires('torchvision')) or ()]
+    found = versions()
+    named = [f'{name} {found.get(name, "without a version")}' for name in ('torch', 'torchvision', 'basicsr')]
+    yield Finding('ok', 'installation', ', '.join([f'Python {found["python"]}', *named]))
+    needs = [line.split(';')[0].replace(' ', '') for line in ('torchvision' in found and requires('torchvision')) or ()]
     wanted = next((need for need in needs if need.startswith('torch==')), None)
-    if wanted and found['torch'] and found['torch'].split('+')[0] != wanted.removeprefix('torch=='):
+    if wanted and 'torch' in found and found['torch'].split('+')[0] != wanted.removeprefix('torch=='):
         yield Finding('error', 'installation', f'torchvision {found["torchvision"]} needs {wanted}, found torch '
                                                f'{found["torch"]}; install both together from one index.')
     folders = {Path(entry or '.').resolve() / 'basicsr' for entry in ['.', *sys.path]}
@@ -168,15 +159,7 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: b
         yield Finding('error', 'file', str(error))
         return
     yield from check_keys(opt)
-    errors = []
-    try:
-        for check in preflight.checks(opt, headers=False):
-            try:
-                check()
-            except OptionError as error:
-                errors.append(str(error))
-    except OptionError as error:
-        errors.append(str(error))
+    errors = [str(fault) for fault in preflight.faults(opt, headers=False)]
     yield from (Finding('error', 'options', message) for message in errors)
     if not errors:
         yield Finding('ok', 'options', 'every block can be built')

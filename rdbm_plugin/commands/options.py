@@ -1,8 +1,9 @@
 """``rdbm options``: list the option files that come with the package, and copy them to where they can be edited."""
+import shutil
 from argparse import ArgumentParser
+from itertools import takewhile
 from pathlib import Path
-
-from rdbm_plugin.config.options import OptionError
+from textwrap import fill
 
 SUFFIXES = ('.yml', '.py')
 
@@ -15,8 +16,10 @@ def shipped() -> Path:
 
 
 def purpose(file: Path) -> str:
-    """The first line of a file's comment or docstring."""
-    return file.read_text(encoding='utf-8').splitlines()[0].strip('#" ')
+    """The first sentence of the comment that a file begins with; commands in it are indented."""
+    lines = takewhile(lambda line: line.startswith('# ') and not line.startswith('#  '),
+                      file.read_text(encoding='utf-8').splitlines())
+    return ' '.join(line[2:] for line in lines).split('. ')[0].rstrip('.') + '.'
 
 
 def main() -> int:
@@ -28,21 +31,20 @@ def main() -> int:
     files = sorted((path.relative_to(folder) for path in folder.rglob('*') if path.suffix in SUFFIXES
                     and path.name != '__init__.py'), key=lambda path: (len(path.parts), path))
     if not args.copy:
-        width = max(len(str(path)) for path in files)
+        indent = max(len(str(path)) for path in files) + 2
+        width = max(shutil.get_terminal_size().columns, indent + 20)
         for path in files:
-            print(f'{str(path).ljust(width)}  {purpose(folder / path)}')
+            print(fill(str(path).ljust(indent) + purpose(folder / path), width, subsequent_indent=' ' * indent,
+                       break_on_hyphens=False))
         print('\nrdbm options --copy FOLDER copies them.')
         return 0
     copied = 0
     for path in files:
         target = Path(args.copy) / path
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                target.write_bytes((folder / path).read_bytes())
-                copied += 1
-        except OSError as error:
-            raise OptionError(f'--copy: {target}: cannot be written ({error.strerror}).') from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.write_bytes((folder / path).read_bytes())
+            copied += 1
     print(f'{copied} of {len(files)} files copied to {args.copy}' + (
         f'; {len(files) - copied} were there already' if copied < len(files) else ''))
     return 0

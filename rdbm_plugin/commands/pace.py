@@ -3,15 +3,15 @@ import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from math import ceil
-from time import perf_counter
 from typing import Any
 
+import torch
 from basicsr.data import build_dataset
 from basicsr.models import build_model
+from torch.utils.benchmark import Timer
 from torch.utils.data import default_collate
 
 from rdbm_plugin.data.inspection import Finding
-from rdbm_plugin.evaluation import cost
 
 SECONDS = 2.0
 """How long each of the two is watched at least."""
@@ -27,23 +27,26 @@ def pace(opt: Mapping[str, Any]) -> Finding:
     dataset = build_dataset(block)
     batch: dict[str, Any] = {}
 
+    def seconds_of(call: Callable[[], None]) -> float:
+        timer = Timer('call()', globals={'call': call}, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=SECONDS).mean
+
     def load() -> None:
         indices = range(count)
         # Of a whole batch at once, as PyTorch's loader asks for it where it can.
         items = dataset.__getitems__(indices) if hasattr(dataset, '__getitems__') else [
             dataset[index % len(dataset)] for index in indices]
         batch.update(default_collate(items))
-    loading = _seconds(load)
+    loading = seconds_of(load)
     model = build_model(opt)
     iterations = iter(range(1, 10**9))
 
     def step() -> None:
         model.feed_data(batch)
         model.optimize_parameters(next(iterations))
-        cost.wait(model.device)
     for _ in range(WARM_UP):
         step()
-    stepping = _seconds(step)
+    stepping = seconds_of(step)
     needed = ceil(loading / stepping)
     text = (f'one process makes {count / loading:.0f} samples a second, a batch in {1e3 * loading:.1f} ms; a step on '
             f'the {model.device.type} takes {1e3 * stepping:.1f} ms')
@@ -53,13 +56,3 @@ def pace(opt: Mapping[str, Any]) -> Finding:
     lack = f', but there are {cores} cores' if needed > cores else ''
     return Finding('warning', 'pace', f'{text}: the loader sets the pace; num_worker_per_gpu: found {workers}, '
                                       f'{needed} would do{lack}')
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    """Of one call, the mean over about SECONDS."""
-    call()
-    start, number = perf_counter(), 0
-    while number < 2 or perf_counter() - start < SECONDS:
-        call()
-        number += 1
-    return (perf_counter() - start) / number

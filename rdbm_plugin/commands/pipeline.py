@@ -27,6 +27,7 @@ from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.repeatable import ResumableSampler, SeededDataset
 from rdbm_plugin.data.task_mixture import MixedDataset
+from rdbm_plugin.evaluation.scoring import check_sizes
 from rdbm_plugin.models.checkpoints import Checkpoints, read_state
 from rdbm_plugin.models.optimizers import make_optimizer
 from rdbm_plugin.models.rdbm_model import RDBMModel
@@ -37,25 +38,20 @@ def parse_options(root_path: str, is_train: bool = True,
                   arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
     """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
 
-    BasicSR runs both as programs, and seeds before the changes are made. ``--local-rank`` is what
-    torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
-
-    Args:
-        root_path: Folder that experiments/ and results/ are made in.
-        is_train: Whether the file is for a training.
-        arguments: Default: those of the command line.
-
-    Raises:
-        OptionError: Naming file, key, line or change.
+    BasicSR runs both as programs, and seeds before the changes are made. ``arguments`` are by default those of the
+    command line; ``--local-rank`` is what torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
-    parser.add_argument('--force_yml', nargs='+', default=[])
+    parser.add_argument('--force_yml', nargs='+', action='extend', default=[])
     given, rest = parser.parse_known_args(arguments)
     if given.opt is None:
         return options.parse_options(root_path, is_train=is_train)
     content = read_option_file(given.opt, given.force_yml)
     check_values({**content, 'is_train': is_train})
+    # BasicSR takes each for the path of one folder.
+    lists = [(dataset, key, dataset.pop(key)) for dataset in content['datasets'].values()
+             for key in ('dataroot_gt', 'dataroot_lq') if isinstance(dataset.get(key), list)]
     open_seed = content.get('manual_seed') is None
     saved, yaml = sys.argv, options.yaml
     sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
@@ -65,6 +61,8 @@ def parse_options(root_path: str, is_train: bool = True,
         opt, args = options.parse_options(root_path, is_train=is_train)
     finally:
         sys.argv, options.yaml = saved, yaml
+    for dataset, key, roots in lists:
+        dataset[key] = [str(Path(root).expanduser()) for root in roots]
     if open_seed and opt['dist']:
         # BasicSR draws another one on each rank.
         seeds = [opt['manual_seed']]
@@ -86,11 +84,10 @@ def check_before_writing(script: ModuleType) -> None:
         opt, args = parse_options(root_path, is_train)
         # Later ones in this process may have a name of their own for their results.
         trained.append(opt['name'])
-        if not is_train and 'train' in opt:
-            test_of_training(opt, args.opt, trained[0])
+        if not is_train:
+            name_weights(opt, args.opt, trained[0])
         check_options(opt)
-        if not is_train and not opt['path'].get('pretrain_network_g'):
-            raise OptionError('path: pretrain_network_g: missing; without weights there is nothing to test.')
+        check_sizes(opt)
         if not is_train and 'save_img' not in (opt.get('val') or {}):
             raise OptionError('val: save_img: missing; expected true or false.')
         return opt, args
@@ -98,12 +95,12 @@ def check_before_writing(script: ModuleType) -> None:
     script.parse_options = parse
 
 
-def test_of_training(opt: dict[str, Any], file: str, name: str) -> None:
-    """Turn options of a training into those of a test of ``experiments/NAME``, on the validation sets.
-
-    Raises:
-        OptionError: It has not been trained.
-    """
+def name_weights(opt: dict[str, Any], file: str, name: str) -> None:
+    """Let options be those of a test: of a training they become those of what ``experiments/NAME`` has of it."""
+    if 'train' not in opt:
+        if not opt['path'].get('pretrain_network_g'):
+            raise OptionError(f'{file}: path: pretrain_network_g: missing; without weights there is nothing to test.')
+        return
     weights = Path('experiments', name, 'models', 'net_g_latest.pth')
     if not weights.is_file():
         raise OptionError(f'{file}: not trained yet: no {weights}; run: rdbm train -opt {file}')
@@ -127,8 +124,8 @@ def know_more_optimizers() -> None:
     BaseModel.get_optimizer = get_optimizer
 
 
-def go_on_exactly(script: ModuleType) -> None:
-    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train go on within an epoch, from whole files alone.
+def resume_exactly(script: ModuleType) -> None:
+    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train resume within an epoch, from whole files alone.
 
     BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
     working directory only. Models that have no ``attach`` keep BasicSR's data order.
@@ -148,8 +145,8 @@ def go_on_exactly(script: ModuleType) -> None:
 
     def make_set(dataset_opt: dict[str, Any]) -> Any:
         dataset = build_set(dataset_opt)
-        training = dataset_opt['phase'] == 'train'
-        return SeededDataset(dataset) if training and not isinstance(dataset, MixedDataset) else dataset
+        mixed = isinstance(dataset, MixedDataset)
+        return dataset if mixed or dataset_opt['phase'] != 'train' else SeededDataset(dataset)
 
     def make_loaders(opt: dict[str, Any], logger: Any) -> tuple:
         if issubclass(registered('MODEL')[opt['model_type']], RDBMModel):
@@ -190,17 +187,15 @@ class SurvivingBoard:
                     getattr(self.board, name)(*args, **kwargs)
             except OSError as error:
                 self.board = None
-                get_root_logger().warning(f'TensorBoard can write no more: {error}. Training goes on without.')
+                get_root_logger().warning(f'TensorBoard cannot write any more: {error}. Training continues without it.')
         return call
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from, None for a new run; replaces BasicSR's function of this name.
+    """The state to resume from, None for a new run; replaces BasicSR's function of this name.
 
-    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named.
-
-    Raises:
-        OptionError: The state asked for, or every state of the run, is damaged.
+    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named. Raises
+    OptionError if the state asked for, or every state of the run, is damaged.
     """
     path, state = opt['path'].get('resume_state'), None
     if opt['auto_resume']:

@@ -1,38 +1,21 @@
 """Checks a whole option file, of any model, before anything is built or written. Needs BasicSR."""
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rdbm_plugin.basicsr_host.lookup import registered
-from rdbm_plugin.config.option_keys import check_values
 from rdbm_plugin.config.options import OptionError, check_block, check_choice, check_keys
 from rdbm_plugin.data.inspection import check_headers
-from rdbm_plugin.models.option_checks import (
-    check_bridge,
-    check_compiler,
-    check_devices,
-    check_metrics,
-    check_network,
-    check_schedule,
-    check_unknown,
-)
+from rdbm_plugin.models.option_checks import OF_ANY_MODEL, OF_OURS
 
 
 def check_foreign_model(opt: Mapping[str, Any]) -> None:
     """Check that the network of another BasicSR model exists and takes its keys."""
-    network = check_block(opt, 'network_g')
-    check_keys('network_g', {k: v for k, v in network.items() if k != 'type'},
-               registered('ARCH')[check_choice('network_g: type', network.get('type'), registered('ARCH'))])
-
-
-def check_batches(images: int, dataset: Mapping[str, Any], ranks: int) -> None:
-    """Raise OptionError if a training set does not fill one batch; BasicSR would end without a single iteration."""
-    batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
-    if dataset.get('phase') == 'train' and batch and math.ceil(images * ratio / ranks) < batch:
-        raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {images} images as many times, '
-                          f'shared by {ranks} processes, do not fill one batch of {batch}.')
+    network, known = check_block(opt, 'network_g'), registered('ARCH')
+    cls = known[check_choice('network_g: type', network.pop('type', None), known)]
+    check_keys('network_g', network, cls)
 
 
 def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, headers: bool = True) -> None:
@@ -47,8 +30,14 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, header
             raise OptionError(f'{where}: persistent_workers: true would lose the order of the images; for fewer '
                               'starts of workers make epochs longer by dataset_enlarge_ratio.')
         built = cls(dataset)
-        check_batches(len(built), dataset, ranks)
-        if headers and dataset.get('phase') == 'train':
+        if dataset.get('phase') != 'train':
+            return
+        batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
+        if batch and math.ceil(len(built) * ratio / ranks) < batch:
+            # BasicSR would end without a single iteration.
+            raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {len(built)} images times '
+                              f'that, shared by {ranks} processes, do not fill one batch of {batch}.')
+        if headers:
             check_headers(built, where)
         return
     for key, value in dataset.items():
@@ -59,20 +48,25 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, header
                                       f'(looked in {Path(root).absolute()}).')
 
 
-def checks(opt: Mapping[str, Any], headers: bool = True) -> Iterator[Callable[[], None]]:
-    """All checks of an option file, each to be called; each raises OptionError if it fails."""
-    model = registered('MODEL')[check_choice('model_type', opt.get('model_type'), registered('MODEL'))]
-    ours = model.__module__.startswith('rdbm_plugin.')
-    first, own = ((), (check_foreign_model,))
-    if ours:
-        first, own = (check_unknown,), (check_bridge, check_network, check_compiler)
-    for check in (*first, check_values, check_devices, *own, check_schedule, check_metrics):
-        yield partial(check, opt)
-    for phase, dataset in check_block(opt, 'datasets').items():
-        yield partial(check_dataset, phase, dataset, opt.get('world_size', 1), headers)
+def faults(opt: Mapping[str, Any], headers: bool = True) -> Iterator[OptionError]:
+    """What is wrong with an option file, check by check."""
+    try:
+        kind = check_choice('model_type', opt.get('model_type'), registered('MODEL'))
+        ours = registered('MODEL')[kind].__module__.startswith('rdbm_plugin.')
+        checks = [partial(check, opt) for check in (OF_OURS if ours else (*OF_ANY_MODEL, check_foreign_model))]
+        checks += [partial(check_dataset, phase, dataset, opt.get('world_size', 1), headers)
+                   for phase, dataset in check_block(opt, 'datasets').items()]
+    except OptionError as error:
+        yield error
+        return
+    for check in checks:
+        try:
+            check()
+        except OptionError as error:
+            yield error
 
 
 def check_options(opt: Mapping[str, Any]) -> None:
-    """Make all :func:`checks` and raise what the first to fail raises."""
-    for check in checks(opt):
-        check()
+    """Raise the first of the :func:`faults`."""
+    for fault in faults(opt):
+        raise fault

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rdbm_plugin.data.image_source import SUFFIXES, ImageError, to_float
-from rdbm_plugin.data.photo_file import MAX_MEGAPIXELS, WRITABLE, Photo, read_photo, write_photo
+from rdbm_plugin.data.image_source import ImageError, to_float
+from rdbm_plugin.data.photo_file import MAX_MEGAPIXELS, MISSING, READABLE, WRITABLE, Photo, read_photo, write_photo
 from rdbm_plugin.evaluation.pictures import strip
 from rdbm_plugin.inference.restorer import DTYPES, Restorer
 from rdbm_plugin.inference.tiling import OVERLAP
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 
 THREADS = 2
-"""That read, and as many that write."""
+"""For reading, and the same number for writing."""
 GPU_BATCH = 8
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 
@@ -47,7 +47,7 @@ def arguments() -> Namespace:
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--seed', type=int, default=0, help='of the noise, where the sampler adds any')
     parser.add_argument('--compare', action='store_true', help='also write NAME_compare.png with before and after')
-    parser.add_argument('--batch', type=int, help='pictures of one size at once (default: 8 on a GPU, 1 on a CPU)')
+    parser.add_argument('--batch', type=int, help='pictures of equal size at once (default: 8 on a GPU, 1 on a CPU)')
     parser.add_argument('--skip-existing', action='store_true', help='leave out what is in the output folder already')
     parser.add_argument('--max-megapixels', type=float, default=MAX_MEGAPIXELS, help='larger images are refused')
     args = parser.parse_args()
@@ -56,12 +56,24 @@ def arguments() -> Namespace:
     return args
 
 
-def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Input and output file of each image, and what is wrong with inputs that are left out."""
+class Job(NamedTuple):
+    """One picture: where it is, where it goes, and where --compare writes."""
+
+    source: Path
+    target: Path
+    beside: Path
+
+
+def plan(inputs: list[str], out: str) -> tuple[list[Job], list[str], Counter[str]]:
+    """What is to be done, faults of the inputs, and how many files of each suffix are left out.
+
+    Those are files in folders that are no image, or whose format needs more than is installed.
+    """
     files: dict[Path, Path] = {}
     faults = []
+    left_out: Counter[str] = Counter()
     single = Path(out).suffix.lower() in WRITABLE
-    named = {given: list(_images(Path(given).expanduser(), Path(out))) for given in inputs}
+    named = {given: list(_images(Path(given).expanduser(), Path(out), left_out)) for given in inputs}
     sources = {source.resolve() for found in named.values() for source, _ in found}
     for given, found in named.items():
         path = Path(given).expanduser()
@@ -69,7 +81,8 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
             what = 'no image in the folder' if path.is_dir() else 'no such file, folder or pattern:'
             faults.append(f'{what} {given}')
         for source, name in found:
-            target = Path(out) if single else Path(out) / _writable(name)
+            name = name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
+            target = Path(out) if single else Path(out) / name
             if target.resolve() in sources:
                 faults.append(f'{source}: the output would replace the input {target}; choose another folder with -o.')
             elif target in files:
@@ -77,32 +90,31 @@ def plan(inputs: list[str], out: str) -> tuple[list[tuple[Path, Path]], list[str
                               + ('name a folder with -o.' if single else 'restore it into another folder.'))
             else:
                 files[target] = source
-    return [(source, target) for target, source in files.items()], faults
+    jobs = [Job(source, target, beside) for (target, source), beside in zip(files.items(), beside_all(list(files)))]
+    return jobs, faults, left_out
 
 
-def _images(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """Files that an input names, and what to call them below the output folder; not what was written there before."""
     if path.is_dir():
         inside = out.resolve() if path.resolve() in out.resolve().parents else None
         for each in sorted(path.rglob('*')):
-            if each.suffix.lower() in SUFFIXES and each.is_file() and not each.name.startswith('.') \
-                    and inside not in each.resolve().parents:
+            if not each.is_file() or each.name.startswith('.') or inside in each.resolve().parents:
+                continue
+            suffix = each.suffix.lower()
+            if suffix in READABLE and suffix not in MISSING:
                 yield each, each.relative_to(path)
+            else:
+                left_out[suffix] += 1
         return
     for each in [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True))):
         if each.is_file():
             yield each, Path(each.name)
 
 
-def _writable(name: Path) -> Path:
-    return name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
-
-
 def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:
     """Before and after side by side, at most ``height`` pixels high, 8 bits."""
-    pictures = [photo.rgb if photo.rgb.dtype == np.uint8 else (photo.rgb >> 8).astype(np.uint8)
-                for photo in (before, after)]
-    return Photo(strip(pictures, min(height, len(before.rgb))))
+    return Photo(strip([before.bytes_rgb(), after.bytes_rgb()], min(height, len(before.rgb))))
 
 
 def beside_all(targets: list[Path]) -> list[Path]:
@@ -118,19 +130,11 @@ def beside_all(targets: list[Path]) -> list[Path]:
     return found
 
 
-class Job(NamedTuple):
-    """One picture: where it is, where it goes, and where --compare writes."""
-
-    source: Path
-    target: Path
-    beside: Path
-
-
 def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tqdm) -> list[str]:
     """Restore all pictures, and return what is wrong with those that could not be.
 
-    Pictures are read ahead and written behind the network by threads; such of one size that follow one another go
-    through it as a batch, each with the noise that it would have alone.
+    Threads read ahead and write behind the network. Pictures of equal size that follow each other form a batch, each
+    with the noise that it would have alone.
     """
     faults: list[str] = []
 
@@ -209,13 +213,12 @@ def own_device(device: str) -> str:
 def main() -> int:
     """Read the command line, restore, and return 1 if an image failed, else 0."""
     args = arguments()
-    files, faults = plan(args.inputs, args.out)
-    jobs = own_share([Job(source, target, beside) for (source, target), beside in zip(
-        files, beside_all([target for _, target in files]))])
+    jobs, faults, left_out = plan(args.inputs, args.out)
+    jobs = own_share(jobs)
     total = len(jobs)
     if args.skip_existing:
         jobs = [job for job in jobs if not job.target.is_file()]
-    there = total - len(jobs)
+    there, failed = total - len(jobs), []
     for fault in faults:
         print(f'rdbm restore: {fault}', file=sys.stderr)
     if jobs:
@@ -228,10 +231,12 @@ def main() -> int:
             warnings.simplefilter('always')
             warnings.showwarning = lambda message, *rest: bar.write(str(message), file=sys.stderr)
             failed = restore_all(restore, jobs, args, bar)
-    else:
-        failed = []
     faults += failed
     more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+    others = ', '.join(f'{count} {suffix or "without suffix"}'
+                       + (f' (pip install {MISSING[suffix]})' if suffix in MISSING else '')
+                       for suffix, count in sorted(left_out.items()))
     print(f'{len(jobs) - len(failed)} of {len(jobs)} images restored to {args.out}'
-          + (f'; {there} were there already' if there else '') + (f'; {faults[0]}{more}' if faults else ''))
+          + (f'; {there} were there already' if there else '') + (f'; left out: {others}' if others else '')
+          + (f'; {faults[0]}{more}' if faults else ''))
     return int(bool(faults))

@@ -41,11 +41,7 @@ def main() -> None:
 
 
 def sweep(steps: list[int]) -> None:
-    """Test once for each number of steps, and write table and plot.
-
-    Raises:
-        OptionError: A number is not possible with the option file's sampler; nothing has been run then.
-    """
+    """Test once for each number of steps, and write table and plot; nothing is run if the sampler cannot take one."""
     from basicsr import test
     from basicsr.utils import get_root_logger, mkdir_and_rename
 
@@ -60,7 +56,7 @@ def sweep(steps: list[int]) -> None:
     found = {}
     for each in steps:
         name = f'{opt["name"]}_steps_{each}'
-        sys.argv = force(arguments, [f'name={name}', f'val:sampler:steps={each}'])
+        sys.argv = [*arguments, '--force_yml', f'name={name}', f'val:sampler:steps={each}']
         compat.new_log()
         test.test_pipeline(str(Path.cwd()))
         found[each] = Path('results', name, 'results.json')
@@ -73,21 +69,10 @@ def sweep(steps: list[int]) -> None:
         logger.info(f'{folder.absolute()}:\n{table}')
 
 
-def force(arguments: list[str], changes: list[str]) -> list[str]:
-    """The command line with more entries after ``--force_yml``, which may be given once only."""
-    if '--force_yml' not in arguments:
-        return [*arguments, '--force_yml', *changes]
-    place = next(i for i in range(arguments.index('--force_yml') + 1, len(arguments) + 1)
-                 if i == len(arguments) or arguments[i].startswith('-'))
-    return [*arguments[:place], *changes, *arguments[place:]]
-
-
 def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
     """Write ``table.csv``, ``table.md``, ``table.json`` and, with matplotlib, ``plot.png``; return the table as text.
 
-    Args:
-        folder: Where to; it exists.
-        results: Steps -> content of ``results.json``.
+    ``results`` is steps -> content of ``results.json``.
     """
     from rdbm_plugin.archs.complexity import giga_multiply_adds
     from rdbm_plugin.basicsr_host.lookup import registered
@@ -99,11 +84,12 @@ def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
     rows = []
     for steps, result in results.items():
         average = result['sets'].get('average') or next(iter(result['sets'].values()))
-        rows.append({'steps': steps, **{name: float(value) for name, value in average['restored'].items()},
+        rows.append({'steps': steps, 'images': average['images'],
+                     **{name: float(value) for name, value in average['restored'].items()},
                      's/image': average['seconds'], 'evaluations': average['evaluations'],
                      'multiply-adds at 256x256 (G)': cost * average['evaluations']})
-    metrics = list(rows[0])[1:-3]
-    places = {metric: digits(row[metric] for row in rows) for metric in metrics}
+    metrics = list(rows[0])[2:-3]
+    places = {'images': 0, **{metric: digits(row[metric] for row in rows) for metric in metrics}}
     table = [list(rows[0]), *[[f'{value:.{places[key]}f}' if key in places else f'{value:.4g}'
                                for key, value in row.items()] for row in rows]]
     write_csv(folder / 'table.csv', table)

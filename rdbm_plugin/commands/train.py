@@ -12,7 +12,7 @@ def main() -> None:
     from rdbm_plugin.commands import pipeline
     pipeline.check_before_writing(train)
     compat.distribute_on_cpus()
-    pipeline.go_on_exactly(train)
+    pipeline.resume_exactly(train)
     pipeline.know_more_optimizers()
     compat.mend_prefetcher()
     train.train_pipeline(str(Path.cwd()))

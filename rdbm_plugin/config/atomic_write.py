@@ -10,13 +10,7 @@ PARTIAL = '.*.partial'
 def write_atomically(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
     """Write a file so that it has either its old or its new content, whenever the process dies.
 
-    Args:
-        path: The file.
-        content: Its bytes.
-        lasting: Whether this shall hold after a power cut, too; that waits for the disk.
-
-    Raises:
-        OSError: It could not be written; nothing is left behind.
+    ``lasting`` makes this hold after a power cut, too, and waits for the disk. After an OSError nothing is left behind.
     """
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:

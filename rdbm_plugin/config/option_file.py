@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rdbm_plugin.config.options import OptionError, suggest
+from rdbm_plugin.config.options import OptionError, naming, suggest
 
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.IGNORECASE)
 _MOST = 100_000
@@ -63,21 +63,18 @@ def read_option_file(path: str | Path, changes: Sequence[str] = (), *, plugins: 
         plugins: Whether to import what ``!!python/name:`` tags name.
         needed: Keys that must be there; by default those that BasicSR reads at once.
 
-    Raises:
-        OptionError: Naming the file and the key, line or change.
+    Raises OptionError, naming the file and the key, line or change.
     """
     file = Path(path)
     if not file.is_file():
         raise OptionError(f'-opt: no file {str(path)!r} (looked in {file.absolute()}).')
-    try:
+    with naming(f'-opt: {path}'):
         content = parse(file.read_bytes(), plugins)
-    except OptionError as error:
-        raise OptionError(f'-opt: {path}: {error}') from None
-    if not isinstance(content, dict):
-        raise OptionError(f'-opt: {path}: found {str(content)[:40]!r}; expected lines of "key: value".')
-    for key in needed:
-        if key not in content:
-            raise OptionError(f'-opt: {path}: key {key!r} is missing.{suggest(key, content)}')
+        if not isinstance(content, dict):
+            raise OptionError(f'found {str(content)[:40]!r}; expected lines of "key: value".')
+        for key in needed:
+            if key not in content:
+                raise OptionError(f'key {key!r} is missing.{suggest(key, content)}')
     for change in changes:
         make_change(content, change)
     return content
@@ -124,10 +121,8 @@ def make_change(content: MutableMapping[str, Any], change: str) -> None:
         block = block[name]
     if not isinstance(block, MutableMapping):
         raise OptionError(f'--force_yml: {change}: {": ".join(blocks)} is no block, but {block!r}.')
-    try:
+    with naming(f'--force_yml: {change}'):
         block[last] = parse_value(text.strip())
-    except OptionError as error:
-        raise OptionError(f'--force_yml: {change}: {error}') from None
 
 
 def parse_value(text: str) -> Any:

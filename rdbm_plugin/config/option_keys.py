@@ -39,6 +39,8 @@ def _name(key: str, value: Any) -> None:
 
 
 _text = _is(lambda value: value and isinstance(value, str), 'text; put in quotes what YAML takes for something else')
+_roots = _is(lambda value: value and all(isinstance(root, str) and root for root in (
+    value if isinstance(value, list) else [value])), 'a path, or a list of paths')
 _switch = _is(lambda value: isinstance(value, bool), 'true or false')
 _ratio = _is(lambda value: _is_number(value) and 0 < value < math.inf, 'a number > 0')
 _fraction = _is(lambda value: _is_number(value) and 0 <= value < 1, 'a number >= 0 and < 1, such as 0.999')
@@ -81,7 +83,7 @@ NEEDED = {'': ('name', 'num_gpu', 'datasets', 'path', 'train', 'logger'),
 _DATASET = {**dict.fromkeys(('name', 'type', 'phase', 'scale', 'filename_tmpl', 'meta_info_file', 'io_backend',
                              'gt_size', 'use_hflip', 'use_rot', 'use_shuffle', 'color', 'mean', 'std')),
             'batch_size_per_gpu': _int(1), 'num_worker_per_gpu': _int(0), 'dataset_enlarge_ratio': _ratio,
-            'dataroot_gt': _optional(_text), 'dataroot_lq': _optional(_text),
+            'dataroot_gt': _optional(_roots), 'dataroot_lq': _optional(_roots),
             'prefetch_mode': _optional(lambda key, value: check_choice(key, value, ('cpu', 'cuda'))),
             'num_prefetch_queue': _int(1), 'pin_memory': _switch, 'persistent_workers': _switch}
 """The same of BasicSR's PairedImageDataset, SingleImageDataset and their loaders; other data sets have more keys."""

@@ -2,13 +2,23 @@
 import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
 
 class OptionError(ValueError):
     """A value in the option file cannot be used: the message names key, value and what is allowed."""
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put the name of a block before what is said of its values."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(f'{where}: {error}') from None
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
@@ -97,7 +107,5 @@ def build(where: str, options: Mapping[str, Any] | None, types: Mapping[str, Any
         if key in options:
             raise OptionError(f'{where}: unknown key {key!r}; it is set by the program.')
     check_keys(where, {**given, **options}, types[kind], kind)
-    try:
+    with naming(where):
         return types[kind](**given, **options)
-    except OptionError as error:
-        raise OptionError(f'{where}: {error}') from None

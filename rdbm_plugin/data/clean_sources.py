@@ -56,25 +56,26 @@ class Several:
         return source.path(place)
 
 
-def open_clean(root: str, phase: str) -> CleanSource:
+def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
     """The clean images that ``dataroot_gt`` names.
 
     Args:
         root: A folder (sub-folders included), an LMDB, ``embedded``, the photos of ``scikit-learn`` (2) or
-            ``matplotlib`` (1), ``dead_leaves:COUNT``, or several joined by `` + ``: ``embedded + dead_leaves:8``
-            (BasicSR allows no list here).
+            ``matplotlib`` (1), ``dead_leaves:COUNT``, or several: a list of these, or joined by `` + ``, as BasicSR's
+            own scripts allow no list here: ``embedded + dead_leaves:8``.
         phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves, and has no
             effect on a folder.
 
-    Raises:
-        OptionError: The root does not exist or holds no image.
+    Raises OptionError if the root does not exist or holds no image.
     """
     part = 'train' if phase == 'train' else 'val'
+    if isinstance(root, list) and root:
+        return Several([open_clean(each, phase) for each in root])
     if not isinstance(root, str):
         raise OptionError(f"dataroot_gt: found {root!r}; expected a folder, an LMDB, 'embedded', 'dead_leaves:COUNT', "
-                          "or several joined by ' + '.")
+                          'or a list of these.')
     if ' + ' in root:
-        return Several([open_clean(each.strip(), phase) for each in root.split(' + ')])
+        return open_clean([each.strip() for each in root.split(' + ')], phase)
     if root == 'embedded':
         return _packaged(root, 'scikit-image', 'skimage.data', EMBEDDED[part])
     if root in PACKAGED:

@@ -7,8 +7,7 @@ import shutil
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import islice
@@ -22,10 +21,9 @@ from tqdm import tqdm
 from rdbm_plugin.config.options import OptionError
 
 TRIES = 4
-"""Times that a broken download is gone on with."""
+"""Times that a download is tried, each resuming the one before."""
 LARGEST_IMAGE = 2**26
 """Bytes that one image of a set may have; more is no photo."""
-BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _archive(name: str, wanted: PhotoSet, root: Path, source: str | None) -> Pat
         raise OptionError(f'--from: no file or folder {source!r}, and no address that begins with http:// or https://.')
     faults = []
     for url in wanted.urls if source is None else (source,):
-        # What one address gave may not be gone on with from another.
+        # What one address began may not be resumed from another.
         target = root / f'{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{PurePosixPath(url).suffix}'
         try:
             return download(url, target)
@@ -115,10 +113,10 @@ def _archive(name: str, wanted: PhotoSet, root: Path, source: str | None) -> Pat
 
 
 def download(url: str, target: Path) -> Path:
-    """Download a file; what an earlier attempt left beside it is gone on with.
+    """Download a file; what an interrupted attempt left beside it is resumed.
 
     Raises:
-        OptionError: The server refuses, or breaks off again and again.
+        OptionError: The server refuses, or interrupts every attempt.
     """
     if target.is_file():
         return target
@@ -127,19 +125,18 @@ def download(url: str, target: Path) -> Path:
     for attempt in range(TRIES):
         try:
             _download_rest(url, partial)
-            partial.rename(target)
-            return target
+            return partial.rename(target)
         except HTTPError as error:
+            fault = f'the server answered {error.code} {error.reason}'
             if error.code == 416:
                 # What is there is longer than the file, so it is of another one.
                 partial.unlink(missing_ok=True)
             elif error.code < 500:
-                raise OptionError(f'{url}: the server answered {error.code} {error.reason}.') from None
-            fault = f'the server answered {error.code} {error.reason}'
+                raise OptionError(f'{url}: {fault}.') from None
         except (OSError, HTTPException) as error:
             fault = str(getattr(error, 'reason', error)) or type(error).__name__
         time.sleep(min(attempt, 2) / 2)
-    kept = f' {partial} is kept; the next attempt goes on from there.' if partial.exists() else ''
+    kept = f' {partial} is kept; the next attempt resumes it.' if partial.exists() else ''
     raise OptionError(f'{url}: could not be downloaded: {fault}.{kept}')
 
 
@@ -147,16 +144,12 @@ def _download_rest(url: str, partial: Path) -> None:
     begun = partial.stat().st_size if partial.exists() else 0
     headers = {'User-Agent': 'rdbm_plugin', **({'Range': f'bytes={begun}-'} if begun else {})}
     with urlopen(Request(url, headers=headers), timeout=60) as answer:
-        goes_on = answer.status == 206
-        begun = begun if goes_on else 0
+        begun = begun if answer.status == 206 else 0
         length = answer.headers.get('Content-Length')
         total = int(length) + begun if length else None
-        with partial.open('ab' if goes_on else 'wb') as file, tqdm(
-                total=total, initial=begun, unit='B', unit_scale=True, desc=PurePosixPath(urlsplit(url).path).name,
-                leave=False) as bar:
-            while block := answer.read(BLOCK):
-                file.write(block)
-                bar.update(len(block))
+        with partial.open('ab' if begun else 'wb') as file, tqdm.wrapattr(
+                answer, 'read', total, desc=PurePosixPath(urlsplit(url).path).name, initial=begun, leave=False) as body:
+            shutil.copyfileobj(body, file)
     if total is not None and partial.stat().st_size < total:
         raise OSError(f'the connection ended after {partial.stat().st_size} of {total} bytes')
 
@@ -171,44 +164,40 @@ def images_in(archive: Path, wanted: PhotoSet) -> Iterator[tuple[str, str, bytes
         OptionError: It is no archive, or damaged.
     """
     try:
-        if archive.is_dir():
-            for path in sorted(archive.rglob(f'*{wanted.suffix}')):
-                if path.is_file() and _part(path.as_posix(), wanted):
-                    yield path.parent.name, path.name, path.read_bytes()
-        elif zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                for each in file.infolist():
-                    part = _part(each.filename, wanted)
-                    if part and each.file_size <= LARGEST_IMAGE:
-                        with file.open(each) as member:
-                            yield part, PurePosixPath(each.filename).name, member.read(LARGEST_IMAGE)
-        else:
-            with tarfile.open(archive) as file:
-                for each in file:
-                    part = _part(each.name, wanted)
-                    member = file.extractfile(each) if part and each.isreg() and each.size <= LARGEST_IMAGE else None
-                    if member:
-                        yield part, PurePosixPath(each.name).name, member.read()
+        for name, size, read in _files_in(archive):
+            path = PurePosixPath(name.replace('\\', '/'))
+            if (path.suffix.lower() == wanted.suffix and path.parent.name in wanted.parts
+                    and not path.name.startswith('.') and size <= LARGEST_IMAGE):
+                yield path.parent.name, path.name, read()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         raise OptionError(f'{archive}: not a whole .zip or .tar archive ({error}); remove it and try again.') from None
 
 
-def _part(name: str, wanted: PhotoSet) -> str | None:
-    path = PurePosixPath(name.replace('\\', '/'))
-    fits = path.suffix.lower() == wanted.suffix and path.parent.name in wanted.parts and not path.name.startswith('.')
-    return path.parent.name if fits else None
+def _files_in(archive: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    """Name, size and reader of each file; a reader serves until the next file is asked for."""
+    if archive.is_dir():
+        for path in sorted(archive.rglob('*')):
+            if path.is_file():
+                yield path.as_posix(), path.stat().st_size, path.read_bytes
+    elif zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            for each in packed.infolist():
+                yield each.filename, each.file_size, lambda each=each: packed.read(each)
+    else:
+        with tarfile.open(archive) as packed:
+            for each in packed:
+                if each.isreg():
+                    yield each.name, each.size, packed.extractfile(each).read
 
 
 def check(folder: Path, wanted: PhotoSet, source: Path | None = None) -> None:
     """Raise OptionError unless a folder holds exactly the images of a set."""
     for name, part in wanted.parts.items():
-        files = sorted((folder / name).glob(f'*{wanted.suffix}')) if (folder / name).is_dir() else []
+        files = sorted(path for path in (folder / name).glob(f'*{wanted.suffix}') if path.is_file())
         if len(files) != part.count:
             raise OptionError(f'{source or folder}: {name}: found {len(files)} images; expected {part.count}.')
-        total = hashlib.sha256()
-        for file in files:
-            with suppress(OSError):
-                total.update(f'{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n'.encode())
-        if total.hexdigest() != part.digest:
+        lines = [f'{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n' for file in files]
+        digest = hashlib.sha256(''.join(lines).encode()).hexdigest()
+        if digest != part.digest:
             raise OptionError(f'{source or folder}: {name}: its {part.count} images are not those of the set (SHA-256 '
-                              f'{total.hexdigest()}; expected {part.digest}).')
+                              f'{digest}; expected {part.digest}).')

@@ -1,5 +1,6 @@
 """Encoded images by name, from a folder or an LMDB, and their decoding."""
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -33,8 +34,7 @@ class ImageSource:
         key: Option key that errors name.
         names: Only these images of a folder.
 
-    Raises:
-        OptionError: There is no such root, or no image in it.
+    Raises OptionError if there is no such root, or no image in it.
     """
 
     def __init__(self, root: str | Path, backend: str | None = None, key: str = 'dataroot',
@@ -83,16 +83,8 @@ class ImageSource:
         """Where an image lies, for messages and for names of results."""
         return str(self.root / self.name(index))
 
-    def holds(self, index: int, folder: Path) -> bool:
-        """Whether an image lies below ``folder``."""
-        return folder in (self.root / self.name(index)).parents
-
     def read(self, index: int) -> bytes:
-        """The encoded image.
-
-        Raises:
-            ImageError: It cannot be read.
-        """
+        """The encoded image; raises ImageError if it cannot be read."""
         if self.is_lmdb:
             with _environment(str(self.root)).begin() as transaction:
                 content = transaction.get(self._names[index])
@@ -110,11 +102,21 @@ class ImageSource:
         return decode_rgb(self.read(index), self.path(index))
 
 
+def below_one_root(sources: Sequence[ImageSource], key: str) -> ImageSource:
+    """Several folders as one source, one after another, below the folder that they share; of LMDBs there can be one."""
+    if len(sources) == 1:
+        return sources[0]
+    if any(source.is_lmdb for source in sources):
+        raise OptionError(f'{key}: found an LMDB in a list; expected folders, or one LMDB.')
+    root = Path(os.path.commonpath([source.root.absolute() for source in sources]))
+    return ImageSource(root, 'disk', key, [(source.root.absolute() / name).relative_to(root).as_posix()
+                                           for source in sources for name in map(source.name, range(len(source)))])
+
+
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode to RGB, (H, W, 3), of 8 or 16 bits as stored; gray is repeated, alpha is dropped.
 
-    Raises:
-        ImageError: The content is empty, truncated or no image; the message begins with ``name``.
+    Raises ImageError, beginning with ``name``, if the content is empty, truncated or no image.
     """
     fault = 'is empty' if not content else 'is truncated' if _is_truncated(content) else None
     image = None
@@ -130,15 +132,15 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def has_end(start: bytes, end: bytes) -> bool:
+    """Whether the end of a file has the mark of PNG or JPEG if its start has; True for other formats."""
+    mark = b'IEND' if start.startswith(b'\x89PNG') else b'\xff\xd9' if start.startswith(b'\xff\xd8') else b''
+    return mark in end
+
+
 def _is_truncated(content: bytes) -> bool:
-    """OpenCV fills what is missing with gray and says nothing, so look for the end marks of PNG and JPEG."""
-    if content.startswith(b'\x89PNG'):
-        mark = b'IEND'
-    elif content.startswith(b'\xff\xd8'):
-        mark = b'\xff\xd9'
-    else:
-        return False
-    if mark in content.rstrip(b'\0')[-4096:]:
+    # OpenCV fills what is missing with gray and says nothing.
+    if has_end(content, content.rstrip(b'\0')[-4096:]):
         return False
     # Phones append films to their pictures; Pillow knows whether the picture itself is complete.
     try:
@@ -150,15 +152,16 @@ def _is_truncated(content: bytes) -> bool:
     return False
 
 
-def to_float(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
-    """8 or 16 bits -> float32 in [0, 1]."""
+def to_float(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """8 or 16 bits -> float32 in [0, 1]; floats stay as they are."""
+    if image.dtype.kind == 'f':
+        return image
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
 def same_stems(source: ImageSource) -> Sequence[str]:
     """Names that occur twice, with different suffixes."""
-    stems, counts = np.unique(np.array(source.stems()), return_counts=True)
-    return stems[counts > 1].tolist()
+    return sorted(stem for stem, count in Counter(source.stems()).items() if count > 1)
 
 
 _environments: dict[str, lmdb.Environment] = {}

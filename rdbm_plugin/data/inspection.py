@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
-from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb
+from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb, has_end
 from rdbm_plugin.data.universal_paired_dataset import Task, UniversalPairedDataset, read_task
 
 SHOWN = 5
@@ -141,10 +141,8 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
 def check_headers(dataset: Dataset, where: str) -> None:
     """Look at the headers of a training set of ours, before training meets what it cannot use.
 
-    Of more than ``HEADERS`` files so many, evenly spread, are looked at; LMDBs hold what was looked at when written.
-
-    Raises:
-        OptionError: More images than ``max_bad_share`` cannot be used, or crops are larger than most images.
+    At most ``HEADERS`` files, evenly spread, are looked at; what an LMDB holds was looked at when it was written.
+    Raises OptionError if more than ``max_bad_share`` of them cannot be used, or crops are larger than most images.
     """
     if isinstance(dataset, UniversalPairedDataset):
         sources = [source for task in dataset.tasks for source in (task.gt, task.lq)]
@@ -176,17 +174,16 @@ def _too_large_crops(looks: Sequence[Look], dataset: Mapping[str, Any]) -> str |
 
 
 HEADERS = 2000
-END_MARKS = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
 
 
 def _look_at_header(source: ImageSource, index: int) -> Look:
     name = source.path(index)
     try:
         with Image.open(name) as image, open(name, 'rb') as file:
-            size = image.size[::-1]
+            start = file.read(8)
             file.seek(max(0, Path(name).stat().st_size - 64))
-            if END_MARKS.get(image.format, b'') in file.read():
-                return Look(name, None, size)
+            if has_end(start, file.read()):
+                return Look(name, None, image.size[::-1])
     # Pillow's decoders raise whatever Python raises at a damaged file; OpenCV has the last word.
     except Exception:
         pass
@@ -197,12 +194,7 @@ def _look_at_header(source: ImageSource, index: int) -> Look:
 
 
 def inspect_data(datasets: Mapping[str, Mapping[str, Any]], given: Iterable[str] = ()) -> Iterator[Finding]:
-    """Findings on all dataset blocks of an option file, and on images that training and validation share.
-
-    Args:
-        datasets: The ``datasets:`` block.
-        given: Messages that have been given already.
-    """
+    """Findings on all blocks of ``datasets:``, and on images that training and validation share; none of ``given``."""
     seen: dict[str, dict[str, str]] = {'train': {}, 'val': {}}
     for phase, dataset in datasets.items():
         side = seen['train' if dataset['phase'] == 'train' else 'val']

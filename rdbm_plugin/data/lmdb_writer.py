@@ -1,31 +1,27 @@
 """Writing LMDBs that BasicSR reads. Needs lmdb only."""
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import lmdb
 
-PENDING_BYTES = 64 * 2**20
-"""Bytes written between two commits."""
+from rdbm_plugin.config.atomic_write import write_atomically
 
 
 def write_lmdb(path: str | Path, images: Iterable[tuple[str, bytes, tuple[int, int, int]]],
                map_size: int = 2**26) -> None:
     """Write encoded images into an LMDB in BasicSR's layout: ``data.mdb`` and ``meta_info.txt``.
 
-    The map grows when it is full. All is written beside the target and renamed at the end: there is no half LMDB, and
-    on an error nothing is left behind.
+    All is written beside the target and renamed at the end: there is no half LMDB, and on an error nothing is left.
 
     Args:
-        path: The LMDB to be; its name ends in ``.lmdb``.
+        path: The LMDB to be; BasicSR insists on a name that ends in ``.lmdb``.
         images: Key, encoded image as in a file, and (height, width, channels) of each. Keys are paths without suffix,
             sub-folders included, so that equal names in different folders stay apart.
-        map_size: Bytes to begin with.
+        map_size: Bytes to begin with; the map grows when it is full.
 
     Raises:
-        ValueError: The name does not end in ``.lmdb`` (BasicSR insists on it), or a key occurs twice or is longer than
-            LMDB allows.
+        ValueError: ``path`` ends otherwise, or a key occurs twice or is longer than LMDB allows.
         FileExistsError: There is something at ``path``.
     """
     path = Path(path)
@@ -37,38 +33,30 @@ def write_lmdb(path: str | Path, images: Iterable[tuple[str, bytes, tuple[int, i
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with lmdb.open(str(partial), map_size=map_size, readahead=False) as environment:
+        with lmdb.open(str(partial), map_size=map_size, readahead=False, sync=False) as environment:
             lines: dict[str, str] = {}
-            pending: dict[str, bytes] = {}
             for key, content, shape in images:
                 if key in lines:
                     raise ValueError(f'{path}: key {key!r} occurs twice.')
                 if len(key.encode()) > environment.max_key_size():
                     raise ValueError(f'{path}: key {key!r} is longer than {environment.max_key_size()} bytes.')
                 lines[key] = f'{key}.png ({",".join(map(str, shape))}) 1\n'
-                pending[key] = content
-                if sum(map(len, pending.values())) >= PENDING_BYTES:
-                    _commit(environment, pending)
-                    pending.clear()
-            _commit(environment, pending)
+                _put(environment, key.encode(), content)
             environment.sync(True)
-        with open(partial / 'meta_info.txt', 'w', encoding='utf-8') as file:
-            file.writelines(line for _, line in sorted(lines.items()))
-            file.flush()
-            os.fsync(file.fileno())
+        meta_info = ''.join(line for _, line in sorted(lines.items()))
+        write_atomically(partial / 'meta_info.txt', meta_info.encode(), lasting=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     (partial / 'lock.mdb').unlink(missing_ok=True)
-    os.rename(partial, path)
+    partial.rename(path)
 
 
-def _commit(environment: lmdb.Environment, contents: Mapping[str, bytes]) -> None:
+def _put(environment: lmdb.Environment, key: bytes, content: bytes) -> None:
     while True:
         try:
             with environment.begin(write=True) as transaction:
-                for key, content in contents.items():
-                    transaction.put(key.encode(), content)
+                transaction.put(key, content)
             return
         except lmdb.MapFullError:
             environment.set_mapsize(2 * environment.info()['map_size'])

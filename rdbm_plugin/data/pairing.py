@@ -1,10 +1,14 @@
 """Which degraded image belongs to which clean one: the pairing rules of restoration data sets."""
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from string import digits
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from rdbm_plugin.config.options import OptionError, suggest
@@ -22,9 +26,10 @@ class Pairs(NamedTuple):
     lonely_gt: list[str]
     lonely_lq: list[str]
 
-
-def _same() -> tuple[Label, Label]:
-    return str, str
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int]], lonely_gt: list[str], lonely_lq: list[str]) -> 'Pairs':
+        """From the indices of each pair."""
+        return cls(*np.array(pairs, np.int64).reshape(-1, 2).T, lonely_gt, lonely_lq)
 
 
 def _template(texts: Any) -> tuple[Label, Label]:
@@ -53,10 +58,6 @@ def _many_to_one(separator: str) -> tuple[Label, Label]:
     return str, lambda stem: _rename(stem, lambda name: name.split(separator)[0])
 
 
-def _prefix(pair: Any) -> tuple[Label, Label]:
-    return _template([f'{start}{{}}' for start in _two('prefix', pair, '[rain-, norain-]')])
-
-
 def _folder(pair: Any) -> tuple[Label, Label]:
     lq, gt = _two('folder', pair, '[blur, sharp]')
 
@@ -72,7 +73,8 @@ def _folder(pair: Any) -> tuple[Label, Label]:
 
 
 RULES: dict[str, Callable[..., tuple[Label, Label]]] = {
-    'same': _same, 'template': _template, 'many_to_one': _many_to_one, 'prefix': _prefix, 'folder': _folder}
+    'same': lambda: (str, str), 'template': _template, 'many_to_one': _many_to_one, 'folder': _folder,
+    'prefix': lambda pair: _template([f'{start}{{}}' for start in _two('prefix', pair, '[rain-, norain-]')])}
 """Rule -> maker of the two labels (clean, degraded)."""
 
 
@@ -111,29 +113,49 @@ def find_pairs(gt: ImageSource, lq: ImageSource, rule: str | Mapping[str, Any] =
         if twice:
             raise OptionError(f'{side.root}: {len(twice)} names occur with several suffixes, first {twice[0]!r}; '
                               'remove one of each, as pairs are found by name.')
-    clean: dict[str, int] = {}
-    lonely_gt = set()
-    shared = gt.root == lq.root
-    for index, stem in enumerate(gt.stems()):
-        label = label_gt(stem)
-        if label is not None:
-            clean[label] = index
-        if label is not None or not (shared or gt.holds(index, lq.root)):
-            lonely_gt.add(index)
-    found_gt, found_lq, lonely_lq = [], [], []
-    for index, stem in enumerate(lq.stems()):
-        label = label_lq(stem)
-        if label is None and shared:
-            continue
-        partner = clean.get(label)
-        if partner is None:
-            lonely_lq.append(lq.name(index))
-            continue
-        found_gt.append(partner)
-        found_lq.append(index)
-        lonely_gt.discard(partner)
-    return Pairs(np.array(found_gt, np.int64), np.array(found_lq, np.int64),
-                 [gt.name(index) for index in sorted(lonely_gt)], lonely_lq)
+    labels_gt, labels_lq = (list(map(label, side.stems())) for label, side in ((label_gt, gt), (label_lq, lq)))
+    clean = {label: index for index, label in enumerate(labels_gt) if label is not None}
+    pairs = [(clean[label], index) for index, label in enumerate(labels_lq) if label in clean]
+    taken, shared = {index for index, _ in pairs}, gt.root == lq.root
+    # What lies in the folder of the degraded images, or has no label where both share a folder, is of the other side.
+    lonely_gt = [gt.name(index) for index, label in enumerate(labels_gt) if index not in taken and (
+        label is not None or not (shared or lq.root in (gt.root / gt.name(index)).parents))]
+    lonely_lq = [lq.name(index) for index, label in enumerate(labels_lq)
+                 if label not in clean and (label is not None or not shared)]
+    return Pairs.of(pairs, lonely_gt, lonely_lq)
+
+
+def joined(parts: Sequence[Pairs], gt: Sequence[ImageSource], lq: Sequence[ImageSource]) -> Pairs:
+    """The pairs of several folders, with indices that count on from one to the next."""
+    found = [np.concatenate([part[side] + start for part, start in zip(parts, np.cumsum([0, *map(len, sources)]))])
+             for side, sources in enumerate((gt, lq))]
+    return Pairs(*found, [name for part in parts for name in part.lonely_gt],
+                 [name for part in parts for name in part.lonely_lq])
+
+
+def better_rule(gt: ImageSource, lq: ImageSource, found: int) -> str:
+    """The advice to take the rule that joins most images, if one that names suggest joins more than were ``found``.
+
+    Digits tell images apart; what else all names of a side, or those of its commonest form, begin or end with tells
+    sides apart.
+    """
+    def shape(side: ImageSource, commonest: bool) -> str:
+        names = [PurePosixPath(stem).name for stem in side.stems()]
+        if commonest:
+            forms = [re.sub(r'\d+', '0', name) for name in names]
+            form = Counter(forms).most_common(1)[0][0]
+            names = [name for name, each in zip(names, forms) if each == form]
+        start, end = (os.path.commonprefix(each) for each in (names, [name[::-1] for name in names]))  # noqa: RUF071
+        return f'{start.rstrip(digits)}{{}}{end[::-1].lstrip(digits)}' if len(names) > 1 else '{}'
+
+    templates = [[shape(lq, commonest), shape(gt, commonest)] for commonest in (False, True)]
+    rules = ['same', *({'template': each[0] if each[1] == '{}' else each} for each in templates),
+             *({'many_to_one': separator} for separator in '_-.')]
+    counts = [len(find_pairs(gt, lq, rule).lq) for rule in rules]
+    if max(counts) <= found:
+        return 'set "pairing" to the rule that joins them'
+    rule = yaml.safe_dump({'pairing': rules[counts.index(max(counts))]}, default_flow_style=True, width=1000)[1:-2]
+    return f'"{rule}" joins {max(counts)} of {len(lq)}'
 
 
 def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pairs:
@@ -141,7 +163,7 @@ def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pair
     if not file.is_file():
         raise OptionError(f'meta_info: no file {str(file)!r} (looked in {file.absolute()}).')
     table_gt, table_lq = ({source.stem(i): i for i in range(len(source))} for source in (gt, lq))
-    found_gt, found_lq, missing_gt, missing_lq = [], [], [], []
+    pairs, missing_gt, missing_lq = [], [], []
     for line in filter(None, map(str.strip, file.read_text(encoding='utf-8').splitlines())):
         names = [part for part in re.split(r'[,\s]+', line) if part.lower().endswith(SUFFIXES)][:2]
         if not names:
@@ -152,9 +174,8 @@ def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pair
         if degraded not in table_lq:
             missing_lq.append(names[-1])
         if clean in table_gt and degraded in table_lq:
-            found_gt.append(table_gt[clean])
-            found_lq.append(table_lq[degraded])
-    return Pairs(np.array(found_gt, np.int64), np.array(found_lq, np.int64), missing_gt, missing_lq)
+            pairs.append((table_gt[clean], table_lq[degraded]))
+    return Pairs.of(pairs, missing_gt, missing_lq)
 
 
 def _parse(rule: Any) -> tuple[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Any BasicSR data set in an order that can be gone on with in the middle of an epoch, augmentations included."""
+"""Any BasicSR data set in an order that can be resumed in the middle of an epoch, augmentations included."""
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +12,7 @@ from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_paren
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's order, but the first epoch may start behind its beginning, and each place has a seed of its own.
-
-    Args:
-        dataset, num_replicas, rank, ratio: As in BasicSR.
-        seed: Of the run.
-    """
+    """BasicSR's order, but the first epoch may start behind its beginning, and each place has a seed of its own."""
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1, seed: int = 0) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import Dataset, get_worker_info
 
-from rdbm_plugin.config.options import OptionError, check_int, check_keys, check_number
+from rdbm_plugin.config.options import OptionError, check_int, check_keys, check_number, naming
 from rdbm_plugin.data.image_source import ImageError
 from rdbm_plugin.data.packing import BASICSR_KEYS
 from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_parent
@@ -25,7 +25,7 @@ training_sets: 'weakref.WeakSet[MixedDataset]' = weakref.WeakSet()
 
 
 def count_batches(consumed: int) -> None:
-    """Tell all training data sets how many batches have been trained on; new workers go on from there."""
+    """Tell all training data sets how many batches have been trained on; new workers start there."""
     for dataset in training_sets:
         dataset.consumed = consumed
 
@@ -92,7 +92,7 @@ class MixedDataset(Dataset):
     The sampler's indices only say how long an epoch is: BasicSR's EnlargedSampler knows neither tasks nor
     ``manual_seed``. Seed and rank are those in force when the data set is made, as BasicSR seeds
     ``manual_seed + rank`` before. With a model that keeps ``consumed`` up to date (RDBMModel does), the data follow
-    from seed, rank and iteration alone, whatever the number of workers, and a resumed run goes on where it stopped.
+    from seed, rank and iteration alone, whatever the number of workers, and a run resumes where it stopped.
     With other models every epoch is shuffled by the seed that the DataLoader draws for it.
 
     An image that cannot be used in training is named in the log once and replaced by the next of its task, which
@@ -108,10 +108,8 @@ class MixedDataset(Dataset):
         where = f'datasets: {opt.get("name", "?")}'
         ours = {key: value for key, value in opt.items() if key not in BASICSR_KEYS}
         check_keys(where, ours, self.read_options)
-        try:
+        with naming(where):
             self.read_options(**ours)
-        except OptionError as error:
-            raise OptionError(f'{where}: {error}') from None
 
     def read_options(self, **ours: Any) -> None:
         """Take the keys of the dataset block that BasicSR does not read; what is no parameter is refused."""
@@ -126,13 +124,7 @@ class MixedDataset(Dataset):
         self.max_bad_share = check_number('max_bad_share', max_bad_share, 0, 1)
 
     def start_order(self, sizes: Sequence[int], counts: Sequence[int], images: int) -> None:
-        """Fix the order; to be called in training.
-
-        Args:
-            sizes: Images of each task.
-            counts: Samples of each task in one period.
-            images: How many images there are in all.
-        """
+        """Fix the order of a training, see :class:`TaskMixture`; ``images`` is how many there are in all."""
         grouped = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
         self.order_seed = (torch.initial_seed() - self.rank) % 2**63
@@ -181,7 +173,7 @@ class MixedDataset(Dataset):
         self._bad[image] = 1
         count, total = int(self._bad.sum()), len(self._bad)
         if count > self.max_bad_share * total:
-            raise RuntimeError(
+            raise ImageError(
                 f'datasets: {self.opt["name"]}: {count} of {total} images cannot be used, more than max_bad_share '
                 f'{self.max_bad_share:g} allows; last: {error} See them all: rdbm doctor -opt FILE.')
         getLogger('basicsr').warning(f'{error} Replaced by the next of its task; {count} of {total} images so far.')

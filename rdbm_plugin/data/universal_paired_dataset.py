@@ -1,15 +1,16 @@
 """Pairs of several restoration tasks from folders or LMDBs, mixed in exact shares."""
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_keys, check_number
-from rdbm_plugin.data.image_source import ImageError, ImageSource, to_float
+from rdbm_plugin.config.options import OptionError, check_choice, check_int, check_keys, check_number, naming
+from rdbm_plugin.data.image_source import ImageError, ImageSource, below_one_root, to_float
 from rdbm_plugin.data.packing import centre, pack, turn
-from rdbm_plugin.data.pairing import Pairs, find_pairs
+from rdbm_plugin.data.pairing import Pairs, better_rule, find_pairs, joined
 from rdbm_plugin.data.task_mixture import MixedDataset, counts_of_weights
 
 
@@ -42,8 +43,9 @@ class UniversalPairedDataset(MixedDataset):
 
             - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, gt_border, quota or weight}``.
               ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
-              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. ``gt_border``: pixels to cut from each
-              side of the clean images, 10 for SOTS indoor, default 0.
+              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. Of lists of folders those at one place
+              belong together. ``gt_border``: pixels to cut from each side of the clean images, 10 for SOTS indoor,
+              default 0.
             - ``temperature``: see above.
             - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
@@ -71,22 +73,19 @@ class UniversalPairedDataset(MixedDataset):
             self.start_order(sizes, self._counts(sizes), sum(sizes))
 
     def _counts(self, sizes: list[int]) -> list[int]:
-        quotas = [task.quota for task in self.tasks]
-        weights = [task.weight for task in self.tasks]
-        ways = [any(q is not None for q in quotas), any(w is not None for w in weights), self.temperature is not None]
-        if sum(ways) > 1:
+        ways = [way for way in ('quota', 'weight') if any(getattr(task, way) is not None for task in self.tasks)]
+        if len(ways) + (self.temperature is not None) > 1:
             raise OptionError('quota, weight and temperature exclude one another; keep one of them.')
-        for way, values, found in (('quota', quotas, ways[0]), ('weight', weights, ways[1])):
-            if found and None in values:
-                missing = self.tasks[values.index(None)].name
-                raise OptionError(f'tasks: {missing}: {way} is missing; other tasks have it, so all need it.')
-        if ways[2]:
+        for way, task in product(ways, self.tasks):
+            if getattr(task, way) is None:
+                raise OptionError(f'tasks: {task.name}: {way} is missing; other tasks have it, so all need it.')
+        if self.temperature is not None:
             return counts_of_weights(np.asarray(sizes, np.float64) ** (1 / self.temperature))
-        if ways[1]:
-            return counts_of_weights(weights)
-        counts = quotas if ways[0] else [1] * len(sizes)
+        if ways == ['weight']:
+            return counts_of_weights([task.weight for task in self.tasks])
+        counts = [task.quota or 1 for task in self.tasks]
         batch = self.opt.get('batch_size_per_gpu')
-        if ways[0] and batch is not None and batch % sum(counts):
+        if ways and batch is not None and batch % sum(counts):
             raise OptionError(f'batch_size_per_gpu: found {batch}, but the quotas {" + ".join(map(str, counts))} sum '
                               f'to {sum(counts)}; make it that or a multiple.')
         return counts
@@ -125,7 +124,7 @@ class UniversalPairedDataset(MixedDataset):
             gt = gt[source.gt_border:-source.gt_border, source.gt_border:-source.gt_border]
         if gt.shape != lq.shape:
             raise ImageError(f'{source.lq.path(lq_index)}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image '
-                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs need one size.')
+                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs must be of equal size.')
         return gt, lq
 
     def _crop(self, gt: NDArray[Any], lq: NDArray[Any], rng: Generator) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -144,37 +143,36 @@ class UniversalPairedDataset(MixedDataset):
 
 
 def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) -> Task:
-    """Open the sources of one task and pair them.
-
-    Raises:
-        OptionError: Naming the task and the key.
-    """
+    """Open the sources of one task and pair them; raises OptionError naming the task and the key."""
     if not isinstance(block, Mapping):
         raise OptionError(f'tasks: {name}: found {block!r}; expected {{dataroot_gt: ..., dataroot_lq: ...}}.')
     check_keys(f'tasks: {name}', block, _read_task)
-    try:
+    with naming(f'tasks: {name}'):
         task = _read_task(**block)
-    except OptionError as error:
-        raise OptionError(f'tasks: {name}: {error}') from None
     lonely = task.pairs.lonely_lq
     if not len(task.pairs.lq):
         raise OptionError(f'tasks: {name}: no pairs by {block.get("pairing", "same")!r}: there are degraded images '
-                          f'like {task.lq.name(0)!r} and clean ones like {task.gt.name(len(task.gt) - 1)!r}; set '
-                          '"pairing" to the rule that joins them.')
+                          f'like {task.lq.name(0)!r} and clean ones like {task.gt.name(len(task.gt) - 1)!r}; '
+                          f'{better_rule(task.gt, task.lq, 0)}.')
     if lonely and not skip_unpaired:
         raise OptionError(f'tasks: {name}: {len(lonely)} of {len(task.lq)} degraded images have no clean one: '
-                          f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; set "pairing" to the rule '
-                          'that joins them, or "skip_unpaired: true" to leave them out.')
+                          f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; '
+                          f'{better_rule(task.gt, task.lq, len(task.pairs.lq))}, or '
+                          '"skip_unpaired: true" leaves them out.')
     return task._replace(name=name)
 
 
-def _read_task(dataroot_gt: str, dataroot_lq: str, io_backend: Mapping[str, Any] | None = None,
+def _read_task(dataroot_gt: str | list[str], dataroot_lq: str | list[str], io_backend: Mapping[str, Any] | None = None,
                pairing: str | Mapping[str, Any] = 'same', gt_border: int = 0, quota: int | None = None,
                weight: float | None = None) -> Task:
     backend = None if not io_backend else check_choice('io_backend: type', io_backend.get('type'), ('disk', 'lmdb'))
-    gt = ImageSource(dataroot_gt, backend, 'dataroot_gt')
-    lq = ImageSource(dataroot_lq, backend, 'dataroot_lq')
-    return Task('', gt, lq, find_pairs(gt, lq, pairing),
+    gt, lq = ([ImageSource(root, backend, key) for root in (roots if isinstance(roots, list) else [roots])]
+              for key, roots in (('dataroot_gt', dataroot_gt), ('dataroot_lq', dataroot_lq)))
+    if len(gt) != len(lq) or not gt:
+        raise OptionError(f'dataroot_lq: found {len(lq)} folders, and {len(gt)} in dataroot_gt; expected as many, each '
+                          'in the place of its partner.')
+    pairs = joined([find_pairs(*each, pairing) for each in zip(gt, lq)], gt, lq)
+    return Task('', below_one_root(gt, 'dataroot_gt'), below_one_root(lq, 'dataroot_lq'), pairs,
                 None if quota is None else check_int('quota', quota, 1),
                 None if weight is None else check_number('weight', weight, above=0),
                 check_int('gt_border', gt_border, 0))

@@ -1,58 +1,34 @@
 """Running a comparison from test sets to tables, pictures and page. Needs BasicSR."""
 import json
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, tensor2img
 from tqdm import tqdm
 
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import SUFFIXES
 from rdbm_plugin.data.inspection import names
-from rdbm_plugin.evaluation import page, pictures
-from rdbm_plugin.evaluation.methods import (
-    Example,
-    Method,
-    Picture,
-    examples,
-    find_picture,
-    folders_of,
-    read_picture,
-    read_sets,
-    run,
-)
-from rdbm_plugin.evaluation.results import (
-    ImageScore,
-    SetScore,
-    aligned,
-    markdown,
-    plain,
-    versions,
-    with_average,
-    write_csv,
-)
+from rdbm_plugin.evaluation import page, pictures, results
+from rdbm_plugin.evaluation.methods import Method, find_picture, items, read_picture, read_sets, run
+from rdbm_plugin.evaluation.pictures import Picture
+from rdbm_plugin.evaluation.results import ImageScore, SetScore
 from rdbm_plugin.evaluation.scoring import scores
-from rdbm_plugin.evaluation.tables import DEGRADED, Scores, cost_table, latex, long_table, metric_table
+from rdbm_plugin.evaluation.set_measures import of_images
+from rdbm_plugin.evaluation.tables import DEGRADED, Scores, all_tables, latex, long_table
 
 CROP = 96
 """Side in pixels of the crops in the grid."""
 
 
 class Comparison:
-    """Scores of several methods on the same images.
-
-    Args:
-        file: Name of the option file with the test sets and metrics.
-        opt: What it holds.
-        out: Folder of everything that is written.
-
-    Raises:
-        OptionError: The file has no test sets or no metrics.
-    """
+    """Scores of several methods on the same images, by the test sets and metrics of ``file``, written to ``out``."""
 
     def __init__(self, file: str, opt: Mapping[str, Any], out: Path) -> None:
         self.metrics = (opt.get('val') or {}).get('metrics') or {}
@@ -60,6 +36,7 @@ class Comparison:
             raise OptionError(f'{file}: val: metrics: missing; there is nothing to compare by.')
         self.better = {name: each.get('better', 'higher') for name, each in self.metrics.items()}
         self.sets = read_sets(opt)
+        self.total = sum(map(len, self.sets.values()))
         self.file, self.out = file, out
         self.found: dict[str, dict[str, list[ImageScore]]] = {}
         self.shown: list[dict[str, Any]] = []
@@ -70,10 +47,9 @@ class Comparison:
         for method in methods:
             if method.opt is None or method.fault:
                 continue
-            total = sum(map(len, self.sets.values()))
-            with tqdm(total=total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
+            with tqdm(total=self.total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
                 try:
-                    run(method, self.sets, lambda _, bar=bar: bar.update(), timed)
+                    run(method, self.sets, bar.update, timed)
                 except Exception as error:
                     method.fault = f'{type(error).__name__}: {error}'
                     get_root_logger().error(f'{method.name} failed:\n{traceback.format_exc()}')
@@ -83,32 +59,28 @@ class Comparison:
 
         A method that was run here must have all of them. Of a folder of finished results those that fit are taken.
         """
-        self.total = sum(map(len, self.sets.values()))
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         used: dict[str, set[Path]] = {method.name: set() for method in methods}
-        for example in tqdm(examples(self.sets), total=self.total, desc='Score', unit='image', leave=False):
-            pictures = {DEGRADED: example.degraded}
-            for method in methods:
-                if method.fault:
-                    continue
+        for dataset, image, data in tqdm(items(self.sets), total=self.total, desc='Score', unit='image', leave=False):
+            pictures = {DEGRADED: tensor2img([data['lq'][0]])}
+            clean = tensor2img([data['gt'][0]]) if 'gt' in data else None
+            for method in (each for each in methods if not each.fault):
                 try:
-                    path = find_picture(method.folder, example.dataset, example.name)
+                    path = find_picture(method, dataset, image)
                     used[method.name].add(path)
-                    pictures[method.name] = read_picture(path, example.clean)
+                    pictures[method.name] = read_picture(path, clean)
                 except OptionError as error:
                     if method.opt is None:
                         method.gaps.append(str(error))
                     else:
                         method.fault = str(error)
             for name, picture in pictures.items():
-                if example.clean is not None and picture.shape != example.clean.shape:
-                    continue
-                found = scores(picture, example.clean, self.metrics, example.dataset)
-                entry = ImageScore(example.name, found, {}, 0.0, 0)
-                self.found.setdefault(name, {}).setdefault(example.dataset, []).append(entry)
-            counts[example.dataset] = counts.get(example.dataset, 0) + 1
-            if counts[example.dataset] <= page_images:
-                self._show(example, pictures)
+                if clean is None or picture.shape == clean.shape:
+                    entry = ImageScore(image, scores(picture, clean, self.metrics, dataset), {}, 0.0, 0)
+                    self.found.setdefault(name, {}).setdefault(dataset, []).append(entry)
+            counts[dataset] += 1
+            if counts[dataset] <= page_images:
+                self._show(dataset, image, pictures, clean)
         for method in methods:
             if method.opt is None and not method.fault:
                 self._note_gaps(method, used[method.name])
@@ -117,30 +89,36 @@ class Comparison:
         if method.name not in self.found:
             method.fault = method.gaps[0]
             return
-        there = {path for dataset in self.sets for folder in folders_of(method.folder, dataset)
+        there = {path for dataset in self.sets for folder in method.folders(dataset)
                  for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES}
         others = sorted(str(path.relative_to(method.folder)) for path in there - used)
         if others:
             method.gaps.append(f'{method.folder}: {len(others)} pictures belong to no test image: {names(others)}')
 
-    def _images(self, name: str) -> int:
-        return sum(map(len, self.found[name].values()))
-
-    def _show(self, example: Example, pictures: Mapping[str, Picture]) -> None:
-        last = {name: sets[example.dataset][-1].restored for name, sets in self.found.items()
-                if sets.get(example.dataset) and sets[example.dataset][-1].image == example.name}
-        self.shown.append(page.picture_entry(example.dataset, example.name, pictures, example.clean, last))
-        if example.dataset not in self.crops:
-            self.crops[example.dataset] = zoomed(example, pictures)
+    def _show(self, dataset: str, image: str, pictures: Mapping[str, Picture], clean: Picture | None) -> None:
+        last = {name: of_images(sets[dataset][-1].restored) for name, sets in self.found.items()
+                if sets.get(dataset) and sets[dataset][-1].image == image}
+        self.shown.append(page.picture_entry(dataset, image, pictures, clean, last))
+        if dataset not in self.crops:
+            self.crops[dataset] = zoomed(pictures, clean)
 
     def rows(self, methods: Sequence[Method]) -> list[Scores]:
         """Means of the degraded images and of every method that did not fail."""
         costs = {method.name: method.cost for method in methods if not method.fault}
-        incomplete = {name: f'{name} ({self._images(name)} of {self.total} images)' for name in costs
-                      if self._images(name) < self.total}
-        return [Scores(incomplete.get(name, name), {dataset: each.restored for dataset, each in with_average(
-                    {dataset: SetScore.of(images) for dataset, images in sets.items()}).items()}, costs.get(name))
-                for name, sets in self.found.items() if name == DEGRADED or name in costs]
+        counts = {name: sum(map(len, self.found[name].values())) for name in costs}
+        incomplete = {name: f'{name} ({count} of {self.total} images)' for name, count in counts.items()
+                      if count < self.total}
+        scored = {name: results.with_average({dataset: self._score(images, dataset)
+                                              for dataset, images in sets.items()})
+                  for name, sets in self.found.items() if name == DEGRADED or name in costs}
+        return [Scores(incomplete.get(name, name), {dataset: each.restored for dataset, each in sets.items()},
+                       costs.get(name), {dataset: each.images for dataset, each in sets.items()})
+                for name, sets in scored.items()]
+
+    def _score(self, images: Sequence[ImageScore], dataset: str) -> SetScore:
+        """Of a set; measures of whole sets depend on the number of images, and are not taken of a part."""
+        complete = len(images) == len(self.sets[dataset])
+        return SetScore.of([each if complete else replace(each, restored=of_images(each.restored)) for each in images])
 
     def write(self, methods: Sequence[Method]) -> None:
         """Write tables, grid and page, and print the tables."""
@@ -148,31 +126,27 @@ class Comparison:
         faults = {method.name: method.fault for method in methods if method.fault}
         gaps = {method.name: method.gaps for method in methods if method.gaps and not method.fault}
         protocols = [protocol(name, block) for name, block in self.metrics.items()]
-        plain_tables = [metric_table(rows, metric, better) for metric, better in self.better.items()]
-        costs = cost_table(rows)
-        text = '\n\n'.join(aligned(table) for table in [*plain_tables, costs] if len(table) > 1)
-        marked = {second: [*(metric_table(rows, metric, better, '**{}**', second)
-                             for metric, better in self.better.items()), *([costs] if len(costs) > 1 else [])]
-                  for second in ('__{}__', '<u>{}</u>')}
-        write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
-        write_csv(self.out / 'images.csv', [['method', 'set', 'image', *self.metrics], *(
-            [name, dataset, each.image, *map(repr, each.restored.values())]
+
+        text = '\n\n'.join(map(results.aligned, all_tables(rows, self.better)))
+        marked = all_tables(rows, self.better, '**{}**', '<u>{}</u>')
+        results.write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
+        alone = of_images(next(iter(self.found[DEGRADED].values()))[0].restored)
+        results.write_csv(self.out / 'images.csv', [['method', 'set', 'image', *alone], *(
+            [name, dataset, each.image, *map(repr, of_images(each.restored).values())]
             for name, sets in self.found.items() for dataset, images in sets.items() for each in images)])
-        # Markdown has no underline of its own; the page reads the first form.
-        (self.out / 'table.md').write_text('\n'.join([*map(markdown, marked['<u>{}</u>']), *(
+        (self.out / 'table.md').write_text('\n'.join([*map(results.markdown, marked), *(
             f'- {line}' for line in protocols), '']), encoding='utf-8')
         (self.out / 'table.tex').write_text(latex(rows, self.better) + ''.join(
             f'% {line}\n' for line in protocols), encoding='utf-8')
         about = {'test sets and metrics from': self.file, 'metrics': self.metrics, 'left out': gaps,
-                 'multiply-adds': 'of one evaluation at 3x256x256', 'versions': versions(),
+                 'multiply-adds': 'of one evaluation at 3x256x256', 'versions': results.versions(),
                  'options': {method.name: method.opt for method in methods if method.opt}}
         content = {'faults': faults, 'rows': [row._asdict() for row in rows], **about}
-        (self.out / 'comparison.json').write_text(json.dumps(plain(content), indent=1), encoding='utf-8')
+        (self.out / 'comparison.json').write_text(json.dumps(results.plain(content), indent=1), encoding='utf-8')
         title = 'Comparison of ' + (', '.join(method.name for method in methods) if len(methods) <= 3 else
                                     f'{len(methods)} methods')
         notes = [f'{name}: {gap}' for name, each in gaps.items() for gap in each]
-        page.write_page(self.out / 'page.html', title, marked['__{}__'], self.shown, faults, [*protocols, *notes],
-                        about)
+        page.write_page(self.out / 'page.html', title, marked, self.shown, faults, [*protocols, *notes], about)
         self._write_grid(faults)
         print(text, '', *protocols, sep='\n')
         for name, each in gaps.items():
@@ -197,16 +171,16 @@ def protocol(name: str, block: Mapping[str, Any]) -> str:
     return f'{name}: {block["type"]}' + (f' ({options})' if options else '')
 
 
-def zoomed(example: Example, pictures: Mapping[str, Picture]) -> dict[str, Picture]:
+def zoomed(pictures: Mapping[str, Picture], clean: Picture | None) -> dict[str, Picture]:
     """The same crop of all pictures, where they differ most, after an overview with its frame."""
-    shown = {**pictures, **({} if example.clean is None else {'clean': example.clean})}
-    same = [picture for picture in shown.values() if picture.shape == example.degraded.shape]
+    shown, degraded = {**pictures, **({} if clean is None else {'clean': clean})}, pictures[DEGRADED]
+    same = [picture for picture in shown.values() if picture.shape == degraded.shape]
     spread = np.std(np.stack(same).astype(np.float32), axis=0).mean(axis=2)
     height, width = (min(CROP, length) for length in spread.shape)
     share = cv2.blur(spread, (width, height), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
     share = share[:spread.shape[0] - height + 1, :spread.shape[1] - width + 1]
     top, left = np.unravel_index(int(share.argmax()), share.shape)
-    overview = cv2.rectangle(example.degraded.copy(), (int(left), int(top)), (int(left) + width, int(top) + height),
+    overview = cv2.rectangle(degraded.copy(), (int(left), int(top)), (int(left) + width, int(top) + height),
                              (0, 0, 255), 2)
     crops = {name: picture[top:top + height, left:left + width] for name, picture in shown.items()}
     return {'where': overview, **crops}

@@ -1,8 +1,11 @@
 """What restoring an image costs: parameters, multiply-adds, time and memory. Needs torch only."""
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,21 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(NamedTuple):
-    """What restoring one image takes.
-
-    Attributes:
-        parameters: Of the network, in millions.
-        evaluations: Of the network, for one image (NFE).
-        multiply_adds: Of one evaluation at 3x256x256, in 1e9.
-        milliseconds: Median over the timed images, several runs each.
-        memory: Peak above what was held before, in MiB; None where it cannot be measured.
-    """
+    """What restoring one image takes."""
 
     parameters: float
+    """Of the network, in millions."""
     evaluations: float
+    """NFE."""
     multiply_adds: float
+    """Of one evaluation at 3x256x256, in 1e9."""
     milliseconds: float
+    """Median over the timed images, several runs each."""
     memory: float | None
+    """Peak above what was held before, in MiB; None where it cannot be measured."""
 
 
 def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
@@ -47,7 +47,7 @@ def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
     seconds, memory = [], []
     for lq in images:
         run(lq)
-        with PeakMemory(model.device) as peak:
+        with peak_memory(model.device) as peak:
             seconds += [run(lq) for _ in range(repeats)]
         memory.append(peak.mib)
     parameters = sum(p.numel() for p in model.get_bare_model(model.net_g).parameters())
@@ -61,41 +61,32 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class PeakMemory:
-    """Peak memory within a ``with`` block, above what was held at its start.
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
+    """Measures the peak within a ``with`` block above what was held at its start: ``mib`` of what it gives.
 
     On a GPU what tensors take; on a CPU under Linux resident memory of the process, after the allocator gave back what
-    earlier work had left to it.
+    earlier work had left to it; elsewhere None.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.mib: float | None = None
-
-    def __enter__(self) -> 'PeakMemory':
-        if self.device.type == 'cuda':
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-        elif _CLEAR.exists():
-            _give_back_memory()
-            # Linux: makes the peak of resident memory start anew.
-            _CLEAR.write_text('5')
-            self.before = _resident('VmRSS')
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.device.type == 'cuda':
-            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**20
-        elif _CLEAR.exists():
-            self.mib = (_resident('VmHWM') - self.before) / 2**20
-
-
-def _give_back_memory() -> None:
-    """Have the C library return freed memory to the system, as glibc and few others can."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    if trim is not None:
-        trim(0)
+    peak = SimpleNamespace(mib=None)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    elif _CLEAR.exists():
+        gc.collect()
+        # Of glibc; few other C libraries can.
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+        if trim is not None:
+            trim(0)
+        # Linux: makes the peak of resident memory start anew.
+        _CLEAR.write_text('5')
+        before = _resident('VmRSS')
+        yield peak
+        peak.mib = (_resident('VmHWM') - before) / 2**20
+    else:
+        yield peak
 
 
 _CLEAR = Path('/proc/self/clear_refs')

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from basicsr.data import build_dataset
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
 from rdbm_plugin.archs.checkpoint import find_network
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.evaluation.cost import Cost, measure
+from rdbm_plugin.evaluation.pictures import Picture
 from rdbm_plugin.evaluation.results import plain
 from rdbm_plugin.evaluation.scoring import image_name
 
-Picture = NDArray[np.uint8]
 TIMED_IMAGES = 3
 
 
@@ -44,23 +42,13 @@ class Method:
     gaps: list[str] = field(default_factory=list)
     """Of a folder of finished results: what is missing from it or does not fit, and is left out."""
 
-
-@dataclass(frozen=True)
-class Example:
-    """One test image: BGR, (H, W, 3) uint8; ``clean`` is None without ground truth."""
-
-    dataset: str
-    name: str
-    degraded: Picture
-    clean: Picture | None
+    def folders(self, dataset: str) -> list[Path]:
+        """Where the restored pictures of a test set may lie."""
+        return [root for root in (self.folder / 'visualization' / dataset, self.folder / dataset) if root.is_dir()]
 
 
 def read_sets(opt: Mapping[str, Any]) -> dict[str, Dataset]:
-    """Name -> data set of every test or validation block, in the file's order.
-
-    Raises:
-        OptionError: There is none.
-    """
+    """Name -> data set of every test or validation block, in the file's order; raises OptionError without any."""
     blocks = [block for phase, block in opt['datasets'].items() if not phase.startswith('train')]
     if not blocks:
         raise OptionError('datasets: no test_ or val_ block in the file that names the test sets.')
@@ -75,21 +63,11 @@ def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any
             yield dataset, image_name(data), data
 
 
-def examples(sets: Mapping[str, Dataset]) -> Iterator[Example]:
-    """All test images as pictures."""
-    for dataset, name, data in items(sets):
-        clean = tensor2img([data['gt'][0]]) if 'gt' in data else None
-        yield Example(dataset, name, tensor2img([data['lq'][0]]), clean)
+def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object], timed: bool = True) -> None:
+    """Restore what has not been restored with the same options and weights, and measure the cost if ``timed``.
 
-
-def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None], timed: bool = True) -> None:
-    """Restore what has not been restored with the same options and weights, and measure the cost.
-
-    Args:
-        method: With options; its folder is made, and emptied if it holds what other options gave.
-        sets: The test sets.
-        tell: Called with the name of each image before it is restored.
-        timed: Whether to measure the cost.
+    The folder of the method is made, and emptied if it holds what other options gave; ``tell`` is called before each
+    image is restored.
     """
     opt = {**method.opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False}
     done = {'fingerprint': fingerprint(opt, sets)}
@@ -105,7 +83,7 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[str], None]
     for dataset, name, data in items(sets):
         if len(timing) < TIMED_IMAGES:
             timing.append(data['lq'])
-        tell(f'{dataset}/{name}')
+        tell()
         target = method.folder / dataset / f'{name}.png'
         if target.is_file():
             continue
@@ -131,18 +109,10 @@ def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
     return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()
 
 
-def folders_of(folder: Path, dataset: str) -> list[Path]:
-    """Where the restored pictures of a test set may lie."""
-    return [root for root in (folder / 'visualization' / dataset, folder / dataset) if root.is_dir()]
-
-
-def find_picture(folder: Path, dataset: str, name: str) -> Path:
-    """The file with the restored picture of a test image.
-
-    Raises:
-        OptionError: There is none, or several could be meant.
-    """
-    for root in folders_of(folder, dataset):
+def find_picture(method: Method, dataset: str, name: str) -> Path:
+    """The file with the restored picture of a test image; raises OptionError unless there is exactly one."""
+    folder = method.folder
+    for root in method.folders(dataset):
         parent = root / Path(name).parent
         stem = escape(Path(name).name)
         found: list[Path] = []
@@ -158,11 +128,7 @@ def find_picture(folder: Path, dataset: str, name: str) -> Path:
 
 
 def read_picture(path: Path, clean: Picture | None) -> Picture:
-    """A restored picture, BGR.
-
-    Raises:
-        OptionError: It cannot be read, or has another size than the ground truth.
-    """
+    """A restored picture, BGR; raises OptionError if it cannot be read, or its size is not that of the ground truth."""
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         raise OptionError(f'{path}: not a readable image.')

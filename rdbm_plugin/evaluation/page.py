@@ -7,11 +7,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from rdbm_plugin.evaluation.pictures import Picture
 from rdbm_plugin.evaluation.results import Table, plain
 
-Picture = NDArray[np.uint8]
 TEMPLATE = Path(__file__).with_name('page.html')
 MARK = '"DATA"'
 LARGEST = 1280
@@ -39,12 +38,7 @@ def picture_entry(dataset: str, name: str, pictures: Mapping[str, Picture], clea
                   scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """What the page shows of one test image.
 
-    Args:
-        dataset: Its set.
-        name: Within the set.
-        pictures: Method -> restored, with the degraded one among them.
-        clean: Ground truth, if there is one.
-        scores: Method -> metric -> score.
+    ``pictures`` is method -> restored, with the degraded one among them; ``scores`` is method -> metric -> score.
     """
     shown = {method: {'picture': source(picture), 'scores': dict(scores.get(method, {})),
                       'difference': None if clean is None else source(difference(picture, clean))}
@@ -58,14 +52,8 @@ def write_page(path: Path, title: str, tables: Sequence[Table], images: Sequence
                faults: Mapping[str, str], notes: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write the page.
 
-    Args:
-        path: Of the file.
-        title: Heading.
-        tables: Each sortable by its columns.
-        images: Of :func:`picture_entry`.
-        faults: Method -> why it failed.
-        notes: Lines under the tables: how numbers were made, and what was left out.
-        about: Protocols, versions and the like, shown at the end.
+    ``images`` are of :func:`picture_entry`, ``faults`` is method -> why it failed. ``notes``, how numbers were made and
+    what was left out, stand under the tables; ``about``, protocols, versions and the like, at the end.
     """
     content = plain({'title': title, 'tables': tables, 'images': images, 'faults': faults, 'notes': notes,
                      'about': json.dumps(plain(about), indent=1)})

@@ -48,12 +48,10 @@ def _scale(picture: Picture, height: int) -> Picture:
 def plot_sweep(path: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> bool:
     """Plot each column over ``steps``; False, with nothing written, where matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
     figure = Figure(figsize=(3.6 * len(columns), 3.2), layout='constrained')
-    FigureCanvasAgg(figure)
     steps = [row['steps'] for row in rows]
     for axis, column in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns):
         axis.plot(steps, [row[column] for row in rows], marker='o')

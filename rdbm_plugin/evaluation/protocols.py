@@ -15,24 +15,27 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from rdbm_plugin.config.options import OptionError, suggest
+from rdbm_plugin.config.options import OptionError, check_int, suggest
+from rdbm_plugin.evaluation.set_measures import MIN_IMAGES, Share, inception, share
 
 Image = NDArray[np.uint8]
 
 
-def psnr(image: NDArray[Any], clean: NDArray[Any], crop_border: int) -> float:
-    """10 log10(255^2 / MSE) in float64, the mean over all pixels and channels; inf for equal images."""
-    error = np.square(_crop(image, crop_border).astype(np.float64) - _crop(clean, crop_border)).mean()
+def psnr_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """PSNR in dB over all channels: 10 log10(255^2 / MSE) in float64; inf for equal images."""
+    error = np.square(_crop(img, crop_border).astype(np.float64) - _crop(img2, crop_border)).mean()
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def ssim(image: NDArray[Any], clean: NDArray[Any], crop_border: int) -> float:
-    """SSIM of the authors' code: population covariance, border of the window left out, mean over channels.
+def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
+    """SSIM (Wang et al., IEEE TIP 2004; Gaussian window 11, sigma 1.5), mean over the channels.
+
+    As the authors' code: population covariance, border of the window left out.
 
     Raises:
         ValueError: An image without its border is smaller than 11 pixels.
     """
-    pair = [_crop(each, crop_border).astype(np.float64) for each in (image, clean)]
+    pair = [_crop(each, crop_border).astype(np.float64) for each in (img, img2)]
     if min(pair[0].shape[:2]) < 11:
         raise ValueError(f'ssim: found {pair[0].shape[1]}x{pair[0].shape[0]} pixels without the border; expected at '
                          'least 11x11.')
@@ -40,27 +43,14 @@ def ssim(image: NDArray[Any], clean: NDArray[Any], crop_border: int) -> float:
                                        data_range=255, channel_axis=2 if pair[0].ndim == 3 else None))
 
 
-def psnr_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
-    """PSNR in dB over all three channels, peak 255."""
-    return psnr(img, img2, crop_border)
-
-
-def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
-    """SSIM (Wang et al., IEEE TIP 2004; Gaussian window 11, sigma 1.5), mean over the three channels.
-
-    Images must be at least 11 pixels high and wide without the border.
-    """
-    return ssim(img, img2, crop_border)
-
-
 def psnr_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """PSNR in dB on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
-    return psnr(matlab_y(img), matlab_y(img2), crop_border)
+    return psnr_rgb(matlab_y(img), matlab_y(img2), crop_border)
 
 
 def ssim_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """SSIM on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
-    return ssim(matlab_y(img), matlab_y(img2), crop_border)
+    return ssim_rgb(matlab_y(img), matlab_y(img2), crop_border)
 
 
 def psnr_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
@@ -68,12 +58,27 @@ def psnr_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'h
 
     Some papers on low light report it (LLFlow, Retinexformer). It is to be named wherever it is printed.
     """
-    return psnr(match_mean(img, img2), img2, crop_border)
+    return psnr_rgb(match_mean(img, img2), img2, crop_border)
 
 
 def ssim_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """SSIM after the restored image got the mean brightness of the clean one; see :func:`psnr_gt_mean`."""
-    return ssim(match_mean(img, img2), img2, crop_border)
+    return ssim_rgb(match_mean(img, img2), img2, crop_border)
+
+
+def fid(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower',
+        min_images: int = MIN_IMAGES['fid']) -> Share:
+    """Frechet Inception distance of a set to its ground truth (Heusel et al., arXiv 1706.08500): an image's share.
+
+    Sets of less than ``min_images`` are refused. Raises OptionError if torch-fidelity or its weights are missing.
+    """
+    return share('fid', _crop(img, crop_border), _crop(img2, crop_border), min_images)
+
+
+def kid(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower',
+        min_images: int = MIN_IMAGES['kid']) -> Share:
+    """Kernel Inception distance (Binkowski et al., arXiv 1801.01401), with its cubic kernel; see :func:`fid`."""
+    return share('kid', _crop(img, crop_border), _crop(img2, crop_border), min_images)
 
 
 def lpips(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower') -> float:
@@ -126,7 +131,7 @@ def pyiqa_measure(metric: str) -> Any:
 
 
 def check_protocol(name: str, options: Mapping[str, Any]) -> None:
-    """Check what can go wrong with a metric of pyiqa before a run: it must load, and ``better`` be its direction.
+    """Check what can go wrong with what other packages measure: it must load, and ``better`` be its direction.
 
     Args:
         name: Any registered metric.
@@ -135,10 +140,15 @@ def check_protocol(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         OptionError: See above.
     """
-    if name not in ('lpips', 'pyiqa_score'):
+    if name in MIN_IMAGES:
+        check_int('min_images', options.get('min_images', MIN_IMAGES[name]), 2)
+        inception()
+        lower = True
+    elif name in ('lpips', 'pyiqa_score'):
+        lower = pyiqa_measure('lpips' if name == 'lpips' else options.get('metric', 'musiq')).lower_better
+    else:
         return
-    measure = pyiqa_measure('lpips' if name == 'lpips' else options.get('metric', 'musiq'))
-    better = 'lower' if measure.lower_better else 'higher'
+    better = 'lower' if lower else 'higher'
     if options.get('better') != better:
         raise OptionError(f'better: found {options.get("better")!r}; for this metric write "better: {better}".')
 

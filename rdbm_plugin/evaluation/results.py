@@ -5,33 +5,32 @@ import math
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
 
+from rdbm_plugin.evaluation.set_measures import Share, combined, of_images
+
 Table = list[list[str]]
-PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-python', 'pyiqa')
+PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-python', 'pyiqa', 'torch-fidelity')
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What one image gave.
+    """What one image gave: by each metric the score of restoration and input, or its share in a measure of the set.
 
-    Attributes:
-        image: Its name within the data set.
-        restored: Metric -> score of the restoration.
-        degraded: Metric -> score of the input.
-        seconds: Wall time of the restoration.
-        evaluations: Of the network.
+    ``seconds`` is the wall time of the restoration, ``image`` the name within the data set.
     """
 
+    images: ClassVar[int] = 1
     image: str
-    restored: dict[str, float]
-    degraded: dict[str, float]
+    restored: dict[str, float | Share]
+    degraded: dict[str, float | Share]
     seconds: float
     evaluations: int
 
@@ -50,27 +49,22 @@ class SetScore:
     evaluations: float
 
     @classmethod
-    def of(cls, scores: Sequence[ImageScore]) -> 'SetScore':
-        """Of the images of a set."""
-        return cls(len(scores), _means([each.restored for each in scores]), _means([each.degraded for each in scores]),
-                   float(np.median([each.seconds for each in scores])), float(np.mean([s.evaluations for s in scores])))
-
-    @classmethod
-    def average(cls, sets: 'Iterable[SetScore]') -> 'SetScore':
-        """Every set counts the same, however many images it has."""
-        sets = list(sets)
-        return cls(sum(each.images for each in sets), _means([each.restored for each in sets]),
-                   _means([each.degraded for each in sets]), float(np.mean([each.seconds for each in sets])),
-                   float(np.mean([each.evaluations for each in sets])))
+    def of(cls, scores: 'Sequence[ImageScore | SetScore]') -> 'SetScore':
+        """Of the images of a set, or of sets, each of which counts the same however many images it has."""
+        middle = np.median if isinstance(scores[0], ImageScore) else np.mean
+        return cls(sum(each.images for each in scores), _joint([each.restored for each in scores]),
+                   _joint([each.degraded for each in scores]), float(middle([each.seconds for each in scores])),
+                   float(np.mean([each.evaluations for each in scores])))
 
 
-def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {metric: float(np.mean([each[metric] for each in scores])) for metric in scores[0]}
+def _joint(scores: Sequence[Mapping[str, float | Share]]) -> dict[str, float]:
+    return {metric: combined([each[metric] for each in scores]) for metric in scores[0]
+            if all(metric in each for each in scores)}
 
 
 def with_average(sets: Mapping[str, SetScore]) -> dict[str, SetScore]:
     """The sets, and ``average`` after them if there are several."""
-    return {**sets, **({'average': SetScore.average(sets.values())} if len(sets) > 1 else {})}
+    return {**sets, **({'average': SetScore.of([*sets.values()])} if len(sets) > 1 else {})}
 
 
 def digits(values: Iterable[float]) -> int:
@@ -78,12 +72,15 @@ def digits(values: Iterable[float]) -> int:
     return 2 if max((abs(value) for value in values if math.isfinite(value)), default=0) >= 2 else 4
 
 
+def _titles(metrics: Sequence[str]) -> list[str]:
+    return [title for metric in metrics for title in (f'{metric} degraded', metric)]
+
+
 def summary(sets: Mapping[str, SetScore]) -> Table:
     """Heading and one row a set; for each metric the score of the degraded and of the restored images."""
     rows = with_average(sets)
     metrics = list(next(iter(rows.values())).restored)
-    table = [['set', 'images', *(title for metric in metrics for title in (f'{metric} degraded', metric)), 's/image',
-              'evaluations']]
+    table = [['set', 'images', *_titles(metrics), 's/image', 'evaluations']]
     places = {metric: digits(each.restored[metric] for each in rows.values()) for metric in metrics}
     for name, each in rows.items():
         scores = [f'{group[metric]:.{places[metric]}f}' for metric in metrics
@@ -102,10 +99,11 @@ def gain_table(sets: Mapping[str, SetScore], metric: str) -> str:
     """Degraded, restored and gain of each set and of their average, for the console."""
     rows = with_average(sets)
     places = digits(each.restored[metric] for each in rows.values())
-    table = [[metric, 'degraded', 'restored', 'gain']]
+    table = [[metric, 'degraded', 'restored', 'gain', 'images']]
     for name, each in rows.items():
         before, after = each.degraded[metric], each.restored[metric]
-        table.append([name, f'{before:.{places}f}', f'{after:.{places}f}', f'{after - before:+.{places}f}'])
+        table.append([name, f'{before:.{places}f}', f'{after:.{places}f}', f'{after - before:+.{places}f}',
+                      str(each.images)])
     return aligned(table)
 
 
@@ -122,23 +120,19 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_results(folder: Path, images: Mapping[str, Sequence[ImageScore]], opt: Mapping[str, Any]) -> None:
-    """Write ``table.csv``, ``table.md``, ``images.csv``, ``options.yml`` and ``results.json``.
+    """Write ``table.csv``, ``table.md``, ``images.csv``, ``options.yml`` and ``results.json`` into a folder.
 
-    Args:
-        folder: Of the test, made if it is missing.
-        images: Data set -> scores of its images.
-        opt: The options that the scores were made with.
+    ``images`` is data set -> scores of its images, ``opt`` what they were made with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sets = {name: SetScore.of(scores) for name, scores in images.items()}
     table = summary(sets)
     write_csv(folder / 'table.csv', table)
     (folder / 'table.md').write_text(markdown(table), encoding='utf-8')
-    metrics = list(next(iter(sets.values())).restored)
-    heading = ['set', 'image', *table[0][2:-2], 'seconds', 'evaluations']
+    metrics = list(of_images(next(iter(images.values()))[0].restored))
     rows = [[name, each.image, *(group[metric] for metric in metrics for group in (each.degraded, each.restored)),
              f'{each.seconds:.4f}', each.evaluations] for name, scores in images.items() for each in scores]
-    write_csv(folder / 'images.csv', [heading, *rows])
+    write_csv(folder / 'images.csv', [['set', 'image', *_titles(metrics), 'seconds', 'evaluations'], *rows])
     options = plain(opt)
     (folder / 'options.yml').write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding='utf-8')
     content = {
@@ -152,10 +146,8 @@ def versions() -> dict[str, str]:
     """Of Python and of every package that scores depend on; what is not installed is left out."""
     found = {'python': platform.python_version(), 'platform': platform.platform()}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -19,6 +19,8 @@ class Scores(NamedTuple):
     method: str
     sets: dict[str, dict[str, float]]
     cost: Cost | None
+    images: Mapping[str, int]
+    """Data set -> number of its images."""
 
 
 def cost_cells(cost: Cost | None) -> list[str]:
@@ -38,7 +40,7 @@ def ranking(values: Mapping[str, float], better: str) -> tuple[set[str], set[str
 
 
 def metric_table(rows: Sequence[Scores], metric: str, better: str, best: str = '{}', second: str = '{}') -> Table:
-    """Methods by data sets; ``best`` and ``second`` are put around the values that deserve it.
+    """Methods by data sets and their numbers of images; ``best`` and ``second`` are put around what deserves it.
 
     Values are ranked as they are printed, so that what looks equal is equal.
     """
@@ -52,7 +54,9 @@ def metric_table(rows: Sequence[Scores], metric: str, better: str, best: str = '
         for names, mark in zip(ranking(values, better), (best, second)):
             for name in names:
                 cells[name][dataset] = mark.format(cells[name][dataset])
-    return [[metric, *columns], *([name, *each.values()] for name, each in cells.items())]
+    images = {dataset: max(row.images.get(dataset, 0) for row in rows) for dataset in columns}
+    heading = [metric, *(f'{dataset} ({images[dataset]})' for dataset in columns)]
+    return [heading, *([name, *each.values()] for name, each in cells.items())]
 
 
 def cost_table(rows: Sequence[Scores]) -> Table:
@@ -60,18 +64,23 @@ def cost_table(rows: Sequence[Scores]) -> Table:
     return [['cost', *COSTS], *([row.method, *cost_cells(row.cost)] for row in rows if row.cost is not None)]
 
 
+def all_tables(rows: Sequence[Scores], metrics: Mapping[str, str], best: str = '{}', second: str = '{}') -> list[Table]:
+    """One for each metric (name -> better) and one of the costs, as far as there is something in them."""
+    made = [metric_table(rows, metric, better, best, second) for metric, better in metrics.items()]
+    return [table for table in [*made, cost_table(rows)] if len(table) > 1]
+
+
 def long_table(rows: Sequence[Scores], metrics: Sequence[str]) -> Table:
     """One row a method and data set, with all metrics in full precision and the costs; for further work."""
-    return [['method', 'set', *metrics, *COSTS],
-            *([row.method, dataset, *(repr(values[metric]) if metric in values else '' for metric in metrics),
-               *cost_cells(row.cost)] for row in rows for dataset, values in row.sets.items())]
+    return [['method', 'set', 'images', *metrics, *COSTS],
+            *([row.method, dataset, str(row.images[dataset]),
+               *(repr(values[metric]) if metric in values else '' for metric in metrics), *cost_cells(row.cost)]
+              for row in rows for dataset, values in row.sets.items())]
 
 
 def latex(rows: Sequence[Scores], metrics: Mapping[str, str]) -> str:
-    """A ``tabular`` for each metric (name -> better) and one for the costs; the best bold, the second underlined."""
-    tables = [metric_table(rows, metric, better, r'\textbf{{{}}}', r'\underline{{{}}}')
-              for metric, better in metrics.items()]
-    return '\n'.join(_tabular(table) for table in [*tables, cost_table(rows)] if len(table) > 1)
+    """:func:`all_tables` as ``tabular`` blocks; the best bold, the second underlined."""
+    return '\n'.join(map(_tabular, all_tables(rows, metrics, r'\textbf{{{}}}', r'\underline{{{}}}')))
 
 
 def _tabular(table: Table) -> str:

@@ -75,14 +75,12 @@ def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
         return [(0, torch.ones(length))]
     largest = tile // GRID
     count = math.ceil((length - overlap) / (largest * GRID - overlap))
-    while True:
+    reach = None
+    while reach is None:
         least = math.ceil((length + (count - 1) * overlap) / count / GRID)
-        found = next((reach * GRID for reach in range(least, largest + 1)
-                      if _evenly_spread(length, reach * GRID, overlap, count)), None)
-        if found:
-            break
-        count += 1
-    reach = found
+        reach = next((each * GRID for each in range(least, largest + 1)
+                      if _evenly_spread(length, each * GRID, overlap, count)), None)
+        count += reach is None
     starts = _evenly_spread(length, reach, overlap, count)
     ends = [min(start + reach, length) for start in starts]
     total = torch.zeros(length)
@@ -113,8 +111,8 @@ def _ramp(length: int) -> Tensor:
     return torch.sin(place.clamp(0, 1) * math.pi / 2).square()
 
 
-def bytes_per_pixel(network: nn.Module, channels: int = 3, size: int = 128) -> float:
-    """About how much memory one evaluation takes, in bytes a pixel of the tile, from a trial on ``size`` pixels square.
+def bytes_per_pixel(network: nn.Module) -> float:
+    """About how much memory one evaluation takes, in bytes a pixel of the tile, from a trial on 128x128 pixels.
 
     It counts what the layers with the largest inputs and outputs hold at once, and what waits for the way up.
     """
@@ -130,29 +128,28 @@ def bytes_per_pixel(network: nn.Module, channels: int = 3, size: int = 128) -> f
     hooks = [module.register_forward_hook(count) for module in network.modules()]
     try:
         parameter = next(network.parameters())
-        image = torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype)
+        image = torch.zeros(1, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
         with torch.inference_mode():
             network(image, image, torch.ones(1, dtype=torch.int64, device=parameter.device))
     finally:
         for hook in hooks:
             hook.remove()
-    return (2 * largest + kept) / size**2
+    return (2 * largest + kept) / 128**2
 
 
-def tile_for(network: nn.Module, budget: float | None = None, channels: int = 3) -> int:
+def tile_for(network: nn.Module, budget: float | None = None) -> int:
     """The largest tile, a multiple of 32 and at least SMALLEST, whose evaluation takes about ``budget`` bytes or less.
 
     Args:
         network: On the device where it will be used.
         budget: Default: CPU_BUDGET but no larger a tile than CPU_TILE, or half of the free memory of the GPU that the
             network is on.
-        channels: Of the images.
     """
     device = next(network.parameters()).device
     largest = CPU_TILE if budget is None and device.type == 'cpu' else math.inf
     if budget is None:
         budget = torch.cuda.mem_get_info(device)[0] / 2 if device.type == 'cuda' else CPU_BUDGET
-    side = math.sqrt(budget / bytes_per_pixel(network, channels))
+    side = math.sqrt(budget / bytes_per_pixel(network))
     return max(SMALLEST, int(min(side, largest)) // 32 * 32)
 
 

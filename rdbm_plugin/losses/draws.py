@@ -33,11 +33,7 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
 class Draws:
     """Nodes, places and noise of one rank's samples, which are those that a single process would draw for them.
 
-    Args:
-        seed: Of the run.
-        iteration: Of the step.
-        rank, ranks: Number of this process, and of all.
-        count: Samples in the batch of each rank.
+    ``count`` is the samples in the batch of each of the ``ranks`` processes.
     """
 
     def __init__(self, seed: int, iteration: int, rank: int, ranks: int, count: int) -> None:

@@ -13,15 +13,11 @@ from rdbm_plugin.config.options import OptionError, suggest
 
 
 def launch() -> None:
-    """Read the command line and train.
-
-    Raises:
-        OptionError: Naming argument or key, what was found and what to do.
-    """
+    """Read the command line and train."""
     parser = ArgumentParser('python -m rdbm_plugin.mmengine', description='Train under mmengine.')
     parser.add_argument('config', type=Path, help='Python config, such as options/mmengine/rdbm_quickstart.py')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default: work_dirs/NAME OF THE CONFIG')
-    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint there, if there is one')
+    parser.add_argument('--resume', action='store_true', help='resume from the last checkpoint there, if there is one')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none')
     parser.add_argument('--amp', action='store_true', help='train in bfloat16')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
@@ -30,7 +26,7 @@ def launch() -> None:
     cfg = read_config(args)
     found = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
     if found and not cfg.resume:
-        raise OptionError(f'work_dir: {cfg.work_dir} has checkpoints of an earlier run ({found[0]}); go on with it by '
+        raise OptionError(f'work_dir: {cfg.work_dir} has checkpoints of an earlier run ({found[0]}); resume it by '
                           '--resume, or give this run another folder by --work-dir.')
     compat.keep_freed_memory()
     key, command = {'pytorch': ('RANK', 'torchrun'), 'slurm': ('SLURM_PROCID', 'srun')}.get(args.launcher, ('', ''))
@@ -47,12 +43,7 @@ def launch() -> None:
 
 
 def read_config(args: Namespace) -> Config:
-    """The config, changed by the command line.
-
-    Raises:
-        OptionError: There is no such file, it is no config, ``--cfg-options`` names a block that it lacks, or
-            ``--amp`` does not go with its optimizer wrapper.
-    """
+    """The config, changed by the command line."""
     if not args.config.is_file():
         raise OptionError(f'config: no file {str(args.config)!r} (looked in {args.config.absolute()}).')
     try:

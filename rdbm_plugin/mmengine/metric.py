@@ -6,6 +6,7 @@ from mmengine.evaluator import BaseMetric
 
 from rdbm_plugin.basicsr_host.lookup import of_basicsr
 from rdbm_plugin.config.options import OptionError, check_choice
+from rdbm_plugin.evaluation.set_measures import Share, combined
 from rdbm_plugin.registry import METRICS
 
 
@@ -48,11 +49,11 @@ class ProtocolMetric(BaseMetric):
                     for key in ('restored', 'lq')]
             self.results.append((sample.get('task', ''), *each))
 
-    def compute_metrics(self, results: list[tuple[str, float, float]]) -> dict[str, float]:
-        """Means of all images and of each task."""
+    def compute_metrics(self, results: list[tuple[str, float | Share, float | Share]]) -> dict[str, float]:
+        """Means of all images and of each task, or measures of these as sets."""
         groups = {'': results}
         tasks = dict.fromkeys(task for task, *_ in results)
         for task in tasks if len(tasks) > 1 else ():
             groups[f'{task}/'] = [row for row in results if row[0] == task]
-        return {f'{group}{self.protocol}{suffix}': sum(row[column] for row in rows) / len(rows)
+        return {f'{group}{self.protocol}{suffix}': combined([row[column] for row in rows])
                 for group, rows in groups.items() for column, suffix in ((1, ''), (2, '_degraded'))}

@@ -19,19 +19,44 @@ from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.task_mixture import MixedDataset, count_batches
 from rdbm_plugin.evaluation import pictures
 from rdbm_plugin.losses.draws import seed_step
+from rdbm_plugin.models.resuming import changed, remembered, replay, with_settings
 from rdbm_plugin.registry import HOOKS, OPTIM_WRAPPERS, STRATEGIES
+
+_COMPARED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
+"""Blocks of the config that decide what is trained."""
 
 
 @HOOKS.register_module()
 class RepeatableHook(Hook):
     """Makes nodes, noise and our data sets functions of seed and iteration alone, in resumed runs too.
 
-    To resume, mmengine reads all earlier batches again; our data sets need not. Others keep mmengine's order.
+    To resume, mmengine reads all earlier batches again; our data sets need not. Others keep mmengine's order. mmengine
+    takes optimizer settings and schedules from the checkpoint; here the config decides, and what it has changed is
+    logged.
 
     Raises:
         OptionError: Ranks have the same seed, or ``persistent_workers`` is on, whose workers would not learn the
             iteration.
     """
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Put the optimizer settings and schedules of the config into a checkpoint that a run resumes."""
+        if not (runner.cfg.get('resume') and isinstance(runner.optim_wrapper, OptimWrapper)):
+            return
+        meta, schedulers = checkpoint['meta'], runner.param_schedulers or []
+        changes = changed(meta['options'], _options(runner)) if 'options' in meta else [
+            'The checkpoint does not tell which options it was trained with; those of the config hold from here.']
+        if not changes:
+            return
+        runner.logger.warning('\n'.join(changes))
+        length, in_turn = meta['iter'] // (meta['epoch'] or 1), sorted(schedulers, key=lambda each: each.by_epoch)
+        replay(lambda done: [each.step() for each in in_turn if not each.by_epoch or (meta['epoch'] and
+                             done % length == 0)], meta['iter'])
+        fresh = runner.optim_wrapper.state_dict()
+        checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
+        checkpoint['optimizer'] = with_settings(checkpoint['optimizer'], fresh)
+        if 'base_param_settings' in fresh:
+            checkpoint['optimizer']['base_param_settings'] = fresh['base_param_settings']
 
     def before_train(self, runner: Any) -> None:
         """Agree on the seed, and start the data at the run's iteration."""
@@ -65,12 +90,16 @@ class RepeatableHook(Hook):
         count_batches(self.trained)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Save the iteration; FlexibleRunner counts one too many when it saves after a validation."""
-        checkpoint['meta']['iter'] = self.trained
+        """Save options and iteration; FlexibleRunner counts one too many when it saves after a validation."""
+        checkpoint['meta'].update(iter=self.trained, options=_options(runner))
 
     def after_train(self, runner: Any) -> None:
         """Let later draws come from torch's generator again."""
         runner.message_hub.pop_info('step_seed')
+
+
+def _options(runner: Any) -> str:
+    return remembered(runner.cfg.to_dict(), _COMPARED)
 
 
 def _batches(loader: DataLoader, had: int) -> Iterator[Any]:

@@ -64,11 +64,10 @@ else:
 
         def _initialize_best_metric_results(self, name: str) -> None:
             self.best_metric_results = getattr(self, 'best_metric_results', {})
-            lowest = {metric: block.get('better', 'higher') == 'lower'
-                      for metric, block in self.opt['val']['metrics'].items()}
+            worst = {'lower': float('inf'), 'higher': float('-inf')}
+            better = {metric: block.get('better', 'higher') for metric, block in self.opt['val']['metrics'].items()}
             self.best_metric_results.setdefault(name, {
-                metric: {'better': 'lower' if low else 'higher', 'val': float('inf' if low else '-inf'), 'iter': -1}
-                for metric, low in lowest.items()})
+                metric: {'better': each, 'val': worst[each], 'iter': -1} for metric, each in better.items()})
 
         def _update_best_metric_result(self, name: str, metric: str, val: float, current_iter: int | str) -> None:
             best = self.best_metric_results[name][metric]

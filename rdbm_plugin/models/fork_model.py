@@ -14,7 +14,7 @@ class RDBMModel(rdbm_model.RDBMModel):
     which are BasicSR's own here: RGB, scored as 8-bit images.
     """
 
-    GO_ON = 'Started again, most forks go on from the last state.'
+    GO_ON = 'Started again, most forks resume from the last state.'
 
     def __init__(self, opt: dict[str, Any]) -> None:
         metrics = (opt.get('val') or {}).get('metrics') or {}

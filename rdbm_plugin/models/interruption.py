@@ -15,10 +15,8 @@ GRACE = 5
 class Interruption:
     """Notes SIGINT and SIGTERM, and lets all ranks agree on the iteration to stop at.
 
-    A second signal after :data:`GRACE` seconds ends the process at once.
-
-    Args:
-        group: All ranks, on CPUs; None: there is one rank alone.
+    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, on CPUs; None: one
+    rank alone.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
@@ -44,25 +42,18 @@ class Interruption:
 
     def asked_by_any(self) -> bool:
         """Whether any rank was asked to stop; every rank has to call this."""
-        if self.group is None:
-            return self.signal is not None
-        flag = torch.tensor([self.signal or 0])
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group)
-        return self._agree(flag)
+        self.asked_before()
+        return self.asked_before()
 
     def asked_before(self) -> bool:
         """Whether any rank was asked to stop before the last call of this, the same on all ranks, without waiting."""
         if self.group is None:
             return self.signal is not None
-        pending = self._pending
         flag = torch.tensor([self.signal or 0])
         work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, self.group, async_op=True)
-        self._pending = work, flag
+        pending, self._pending = self._pending, (work, flag)
         if pending is None:
             return False
         pending[0].wait()
-        return self._agree(pending[1])
-
-    def _agree(self, flag: torch.Tensor) -> bool:
-        self.signal = self.signal or int(flag) or None
-        return bool(flag)
+        self.signal = self.signal or int(pending[1]) or None
+        return bool(pending[1])

@@ -1,6 +1,7 @@
 """What RDBMModel demands of its options, checked before anything is built. Needs BasicSR."""
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rdbm_plugin.config.options import (
     check_int,
     check_keys,
     check_number,
+    naming,
 )
 from rdbm_plugin.evaluation.protocols import check_protocol
 from rdbm_plugin.inference.tiling import SMALLEST
@@ -35,20 +37,14 @@ OBJECTIVE_KEYS = ('node_t_share', 'own_start_share', 'passes', 'pass_nodes')
 
 
 def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> TrainingSettings:
-    """Check loss, optimizer and our own keys of ``train:``, and return the latter.
-
-    Raises:
-        OptionError: Naming the key, what was found and what is allowed.
-    """
+    """Check loss, optimizer and our own keys of ``train:``, and return the latter."""
     optimizer_class(check_block(train_opt, 'optim_g'))
     if not train_opt.get('pixel_opt') and not train_opt.get('perceptual_opt'):
         raise OptionError('train: pixel_opt: missing or empty, and so is perceptual_opt; there is no loss.')
     if train_opt.get('pixel_opt'):
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
-    try:
+    with naming('train'):
         Objective(bridge, None, *map(train_opt.get, OBJECTIVE_KEYS))
-    except OptionError as error:
-        raise OptionError(f'train: {error}') from None
     amp = check_choice('train: amp', train_opt.get('amp') or 'none', (*PRECISIONS, 'auto'))
     if amp == 'fp16' and not hasattr(torch.amp, 'GradScaler'):
         raise OptionError(f'train: amp: fp16 needs torch 2.3 or later, found {torch.__version__}; use bf16.')
@@ -73,20 +69,18 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
         if isinstance(value, str) and key != 'type':
             raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
                               '!!float 1e-4.')
-        _check_optimizer_number(f'train: optim_g: {key}', key, value)
+    check_number('train: optim_g: lr', train['optim_g'].get('lr', 1), above=0)
     try_optimizer(train['optim_g'])
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
     cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
     check_keys(where, {'optimizer': None, **scheduler}, cls)
     for key in ('periods', 'milestones', 'restarts', 'restart_weights'):
         values = scheduler.get(key, [])
-        if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
-            raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers.')
         lowest = 1 if key == 'periods' else 0
-        if any(not lowest <= value < math.inf for value in values):
-            raise OptionError(f'{where}: {key}: found {values!r}; expected numbers of at least {lowest}.')
-    for key, low in (('eta_min', 0), ('gamma', 0)):
-        check_number(f'{where}: {key}', scheduler.get(key, 0), low)
+        if type(values) is not list or any(type(v) not in (int, float) or not lowest <= v < math.inf for v in values):
+            raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers of at least {lowest}.')
+    for key in ('eta_min', 'gamma'):
+        check_number(f'{where}: {key}', scheduler.get(key, 0), 0)
     marks = 'periods' if 'periods' in scheduler else 'restarts'
     if len(scheduler.get(marks, [0])) != len(scheduler.get('restart_weights', [1])):
         raise OptionError(f'{where}: restart_weights: expected as many as {marks}.')
@@ -95,17 +89,15 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
                           f'{train["total_iter"]}; BasicSR would fail there.')
 
 
-def _check_optimizer_number(where: str, key: str, value: Any) -> None:
-    if key == 'lr':
-        check_number(where, value, above=0)
-    elif key in ('weight_decay', 'eps', 'momentum'):
-        check_number(where, value, 0)
-    elif key == 'betas':
-        if not isinstance(value, (list, tuple)):
-            raise OptionError(f'{where}: found {value!r}; expected a list such as [0.9, 0.99].')
-        for beta in value:
-            if check_number(where, beta, 0, 1) == 1:
-                raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
+def check_packages(opt: Mapping[str, Any]) -> None:
+    """Raise OptionError if the logger needs what is not installed; BasicSR asks after folders are made."""
+    logger = (opt.get('logger') or {}) if opt.get('is_train') else {}
+    board, wandb = logger.get('use_tb_logger'), (logger.get('wandb') or {}).get('project') is not None
+    if wandb and not board:
+        raise OptionError('logger: wandb: it shows what TensorBoard gets; set use_tb_logger: true as well.')
+    for wanted, key, package in ((board, 'use_tb_logger', 'tensorboard'), (wandb, 'wandb: project', 'wandb')):
+        if wanted and find_spec(package) is None:
+            raise OptionError(f'logger: {key}: needs {package}, which is not installed; run: pip install {package}')
 
 
 def check_compiler(opt: Mapping[str, Any]) -> None:
@@ -139,10 +131,8 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
         check_keys(where, metric_arguments(kind, options), known[kind], kind)
         check_int(f'{where}: crop_border', options.get('crop_border', 0), 0)
         check_choice(f'{where}: better', options.get('better', 'higher'), ('higher', 'lower'))
-        try:
+        with naming(where):
             check_protocol(kind, options)
-        except OptionError as error:
-            raise OptionError(f'{where}: {error}') from None
     best = (opt.get('logger') or {}).get('keep_best')
     if best is not None:
         check_choice('logger: keep_best', best, (opt.get('val') or {}).get('metrics') or {})
@@ -182,24 +172,20 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
         check_training(check_block(opt, 'train'), bridge)
 
 
-def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
-    """Check all of the options of an RDBMModel but its data.
-
-    Args:
-        opt: The options.
-        strict: Whether keys that RDBMModel does not know are refused; a model derived from it may have its own.
-
-    Raises:
-        OptionError: Naming the key or file, what was found and what is allowed.
-    """
-    first = (check_unknown,) if strict else ()
-    for check in (*first, check_values, check_devices, check_bridge, check_network, check_schedule, check_metrics,
-                  check_compiler):
-        check(opt)
-
-
 def check_unknown(opt: Mapping[str, Any]) -> None:
     """Raise OptionError at the first key that is certainly mistaken."""
     for key in unknown_keys(opt):
         if key.mistaken:
             raise OptionError(f'{key.block}: {key.message}' if key.block else key.message)
+
+
+OF_ANY_MODEL = (check_values, check_packages, check_devices, check_schedule, check_metrics)
+OF_OURS = (check_unknown, check_values, check_packages, check_devices, check_bridge, check_network, check_compiler,
+           check_schedule, check_metrics)
+"""All checks of the options of an RDBMModel but those of its data; each raises OptionError if it fails."""
+
+
+def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
+    """Make all checks; unless ``strict``, keys that RDBMModel does not know may be those of a model derived from it."""
+    for check in OF_OURS if strict else OF_OURS[1:]:
+        check(opt)

@@ -1,7 +1,7 @@
 """The processes that share a run, and what they do together. Needs torch only."""
 from collections.abc import Callable
 from datetime import timedelta
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from torch import Tensor, distributed
@@ -12,11 +12,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Ranks:
-    """All processes of a run; one alone counts as rank 0 of 1.
-
-    Args:
-        several: Whether torch.distributed was started. If so, every rank has to make this object.
-    """
+    """All processes of a run; one alone is rank 0 of 1. Every rank has to make this object if there are several."""
 
     def __init__(self, several: bool) -> None:
         # Python objects and waiting go through the CPUs, whatever the network's gradients go through.
@@ -47,8 +43,7 @@ class Ranks:
     def in_turn(self, work: Callable[[], list[Result]]) -> list[Result]:
         """Do this rank's work and return what all ranks found: of rank 0, 1, ..., again of rank 0, and so on.
 
-        Raises:
-            RuntimeError: Another rank failed; its own error, which is raised there, is named.
+        Raises RuntimeError if another rank failed, naming the error that is raised there.
         """
         if self.group is None:
             return work()
@@ -63,9 +58,8 @@ class Ranks:
         for rank, (_, failed) in enumerate(found):
             if failed:
                 raise RuntimeError(f'rank {rank} failed: {failed}')
-        missing = object()
-        shares = zip_longest(*(share for share, _ in found), fillvalue=missing)
-        return [each for each in chain.from_iterable(shares) if each is not missing]
+        turns = zip_longest(*(share for share, _ in found))
+        return [each for turn in turns for each in turn if each is not None]
 
     def part(self) -> None:
         """Leave the run together; a rank that leaves while others still work makes some of them abort."""

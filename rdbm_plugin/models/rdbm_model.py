@@ -37,7 +37,7 @@ from rdbm_plugin.models.interruption import Interruption
 from rdbm_plugin.models.optimizers import make_optimizer
 from rdbm_plugin.models.option_checks import OBJECTIVE_KEYS, check_model, check_training
 from rdbm_plugin.models.ranks import Ranks
-from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
+from rdbm_plugin.models.resuming import Loop, Progress, progress_of, replay, with_settings
 from rdbm_plugin.models.step_guard import StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
 from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingStep
@@ -245,20 +245,28 @@ class RDBMModel(BasicSRModel):
         net.load_state_dict(parameters, strict=strict)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        fresh = FreshSettings(self.optimizers, self.schedulers)
-        super().resume_training(resume_state)
-        fresh.put_back_schedules()
+        changes = list(self.progress.resume(resume_state))
+        for warning in changes:
+            get_root_logger().warning(warning)
+        super().resume_training(self._as_options_have_it(resume_state) if changes else resume_state)
         self.step.load(resume_state)
         for name, record in resume_state.get('best_metric_results', {}).items():
             self._initialize_best_metric_results(name)
             known = self.best_metric_results[name]
             known.update({metric: best for metric, best in record.items() if metric in known})
-        for warning in self.progress.resume(resume_state):
-            get_root_logger().warning(warning)
-        if self.progress.optimizer_changed(resume_state):
-            fresh.put_back_optimizers()
         count_batches(resume_state['iter'])
         self._go_on_within_epoch(resume_state['epoch'], resume_state['iter'])
+
+    def _as_options_have_it(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A training state with the optimizer settings and schedules of a run that had these options from its start.
+
+        BasicSR takes them from the state, however the option file has changed.
+        """
+        train, step = self.opt['train'], super().update_learning_rate
+        replay(lambda iteration: step(iteration, train.get('warmup_iter', -1)), min(state['iter'], train['total_iter']))
+        optimizers = zip(state['optimizers'], self.optimizers)
+        return {**state, 'optimizers': [with_settings(saved, fresh.state_dict()) for saved, fresh in optimizers],
+                'schedulers': list(map(progress_of, self.schedulers))}
 
     def _go_on_within_epoch(self, epoch: int, iteration: int) -> None:
         logger = get_root_logger()

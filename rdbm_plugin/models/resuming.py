@@ -1,9 +1,9 @@
-"""What a run has to remember so that it goes on exactly where it stopped. Needs torch only."""
+"""What a run has to remember so that it resumes exactly where it stopped. Needs torch only."""
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rdbm_plugin import __version__
@@ -30,15 +30,11 @@ class Loop(NamedTuple):
 
 
 class Progress:
-    """How far a run is: trained, saved and validated until which iteration, with which seed and options.
-
-    Args:
-        opt: The options.
-    """
+    """How far a run is: trained, saved and validated until which iteration, with which seed and options."""
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.seed: int = opt.get('manual_seed') or 0
-        self.options = json.dumps({key: opt.get(key) for key in _COMPARED}, default=str)
+        self.options = remembered(opt, _COMPARED)
         self.epoch = self.saved_iter = self.tried_iter = 0
         self.validated = True
         """Whether the validation that is due at ``tried_iter`` was finished."""
@@ -58,51 +54,43 @@ class Progress:
         self.epoch, self.saved_iter, self.tried_iter = state['epoch'], state['iter'], state['iter']
         if 'seed' not in state:
             yield ('The state was written by BasicSR, not by this model: the best scores so far are not in it. '
-                   'The run goes on, but is not the one that was broken off bit for bit.')
+                   'The run is resumed, but not bit for bit as if it had never been interrupted.')
             return
         self.validated = state['validated']
         if state['seed'] != self.seed:
             yield f'manual_seed was {state["seed"]} until now and is {self.seed} from here.'
-        for change in _changes(json.loads(state['options']), json.loads(self.options)):
-            yield f'Resumed with another option than before: {change}'
-
-    def optimizer_changed(self, state: Mapping[str, Any]) -> bool:
-        """Whether ``train: optim_g:`` differs from that of a training state."""
-        before, now = (json.loads(options)['train']['optim_g']
-                       for options in (state.get('options', self.options), self.options))
-        return before != now
+        yield from changed(state['options'], self.options)
 
 
-class FreshSettings:
-    """Optimizers and schedulers as the option file makes them, kept while a training state is loaded into them.
+def replay(step: Callable[[int], None], iterations: int) -> None:
+    """Bring new schedules to where a run with them would be: ``step`` is called with each iteration, from 1."""
+    with warnings.catch_warnings():
+        # Schedules expect the optimizer to step between their steps.
+        warnings.simplefilter('ignore')
+        for iteration in range(1, iterations + 1):
+            step(iteration)
 
-    BasicSR takes settings from the state, however the option file has changed; here the option file decides.
-    """
 
-    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]) -> None:
-        self.optimizers, self.schedulers = optimizers, schedulers
-        self.groups = [[dict(group, params=None) for group in optimizer.param_groups] for optimizer in optimizers]
-        self.schedules = [dict(vars(scheduler)) for scheduler in schedulers]
-
-    def put_back_schedules(self) -> None:
-        """Let schedules have their options again, and keep their place."""
-        for scheduler, options in zip(self.schedulers, self.schedules):
-            vars(scheduler).update({key: value for key, value in options.items()
-                                    if key not in _PROGRESS and key != 'optimizer'})
-
-    def put_back_optimizers(self) -> None:
-        """Let optimizers have their options again, and keep their averages and their place in the schedule."""
-        for optimizer, groups in zip(self.optimizers, self.groups):
-            for group, fresh in zip(optimizer.param_groups, groups):
-                rate = group['lr'] * fresh['initial_lr'] / group['initial_lr']
-                group.update({key: value for key, value in fresh.items() if key != 'params'}, lr=rate)
-        for scheduler, options in zip(self.schedulers, self.schedules):
-            scheduler.base_lrs = options['base_lrs']
+def with_settings(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state with the rates and settings of a new one's; its averages are kept."""
+    groups = zip(saved['param_groups'], fresh['param_groups'])
+    return {**saved, 'param_groups': [{**before, **now, 'params': before['params']} for before, now in groups]}
 
 
 def progress_of(scheduler: LRScheduler) -> dict[str, Any]:
     """What a training state holds of a scheduler."""
     return {key: value for key, value in scheduler.state_dict().items() if key in _PROGRESS}
+
+
+def remembered(options: Mapping[str, Any], blocks: Sequence[str]) -> str:
+    """What a checkpoint holds of the options, for :func:`changed`."""
+    return json.dumps({block: options.get(block) for block in blocks}, default=str)
+
+
+def changed(before: str, now: str) -> list[str]:
+    """A sentence for every option that is another than when the checkpoint was written."""
+    return [f'Resumed with another option than before: {change}'
+            for change in _changes(json.loads(before), json.loads(now))]
 
 
 def _changes(before: Any, now: Any, where: str = '') -> list[str]:

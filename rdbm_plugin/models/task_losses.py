@@ -10,10 +10,7 @@ from rdbm_plugin.models.ranks import Ranks
 class TaskLosses:
     """Adds up the losses of each task's samples on the device until the log asks for their means.
 
-    Args:
-        tasks: Names of the tasks, in the log's order; samples of others are left out.
-        device: Where the losses are.
-        ranks: All processes of the run.
+    ``tasks`` are in the log's order; samples of others are left out.
     """
 
     def __init__(self, tasks: Iterable[object], device: torch.device, ranks: Ranks) -> None:

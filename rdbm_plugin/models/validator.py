@@ -17,27 +17,20 @@ from rdbm_plugin.models.ranks import Ranks
 
 
 class Restoration(NamedTuple):
-    """What was made of one degraded image.
-
-    Attributes:
-        images: ``lq``, ``result`` and, with ground truth, ``gt``: each (1, C, H, W) in [0, 1].
-        seconds: Wall time.
-        evaluations: Of the network (NFE).
-        trajectory: States from mu to x0, (1, C, H, W) in [0, 1], if they were asked for.
-    """
+    """What was made of one degraded image, in how many seconds and network evaluations."""
 
     images: Mapping[str, Tensor]
+    """``lq``, ``result`` and, with ground truth, ``gt``: each (1, C, H, W) in [0, 1]."""
     seconds: float
     evaluations: int
     trajectory: Sequence[Tensor] = ()
+    """States from mu to x0, (1, C, H, W) in [0, 1], if they were asked for."""
 
 
 class Validator:
     """Scores the sets of an option file, one after the other, and reports on all of them after the last.
 
-    Args:
-        opt: The options.
-        ranks: All processes of the run; each restores its share of the images.
+    Each of ``ranks``, all processes of the run, restores its share of the images.
     """
 
     def __init__(self, opt: Mapping[str, Any], ranks: Ranks) -> None:
@@ -60,8 +53,7 @@ class Validator:
         Args:
             dataset: As BasicSR makes it; its ``opt`` has its name.
             restore: Called with a batch of one and with whether to keep the trajectory.
-            iteration: For names of pictures and for curves.
-            board: TensorBoard's writer, or None.
+            iteration, board: For names of pictures, and for curves of TensorBoard if it is not None.
             save_img: Whether to write the restored images.
             stopping: Whether this rank shall skip what is left.
         """
@@ -124,7 +116,7 @@ class Validator:
             return
         logger = get_root_logger()
         sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
-        evaluations = SetScore.average(sets.values()).evaluations
+        evaluations = SetScore.of([*sets.values()]).evaluations
         for metric in next(reversed(sets.values())).restored:
             logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{gain_table(sets, metric)}')
         path = Path(self.opt['path']['visualization'], 'before_after.png')

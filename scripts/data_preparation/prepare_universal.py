@@ -31,7 +31,6 @@ from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import ImageError, ImageSource, same_stems, to_float
 from rdbm_plugin.evaluation.pictures import picture_grid
 
-SMALL = 256
 SNIPPET = """
 datasets:
   train:
@@ -85,31 +84,25 @@ def check(parts: dict[str, tuple[CleanSource, list[int]]], workers: int) -> None
     Raises:
         OptionError: Naming all that cannot be used.
     """
-    bad, small = [], []
+    bad = []
     for source, indices in parts.values():
         twice = same_stems(source) if isinstance(source, ImageSource) else []
         bad += [f'{name}: occurs with several suffixes; remove one of each.' for name in twice]
         with ThreadPoolExecutor(workers) as pool:
-            for found in tqdm(pool.map(partial(fault_or_side, source), indices), total=len(indices), desc='Checking',
-                              unit='photo', leave=False):
-                if isinstance(found, str):
-                    bad.append(found)
-                elif found < SMALL:
-                    small.append(found)
+            bad += filter(None, tqdm(pool.map(partial(fault, source), indices), total=len(indices), desc='Checking',
+                                     unit='photo', leave=False))
     bad = list(dict.fromkeys(bad))
     if bad:
         raise OptionError(f'{len(bad)} photos cannot be used:\n  ' + '\n  '.join(bad))
-    if small:
-        print(f'{len(small)} photos have a side below {SMALL} pixels, the gt_size of the option file; '
-              'set a smaller one or leave them out.', file=sys.stderr)
 
 
-def fault_or_side(source: CleanSource, index: int) -> str | int:
-    """What is wrong with a photo, or its smaller side in pixels."""
+def fault(source: CleanSource, index: int) -> str | None:
+    """What is wrong with a photo, if anything is."""
     try:
-        return min(source.decode(index).shape[:2])
+        source.decode(index)
     except ImageError as error:
         return str(error)
+    return None
 
 
 def tiles(height: int, width: int, size: int, step: int) -> Iterator[tuple[int, int]]:
@@ -122,10 +115,7 @@ def tiles(height: int, width: int, size: int, step: int) -> Iterator[tuple[int, 
 def write(path: Path, image: NDArray[np.float32]) -> None:
     """Write an RGB image of [0, 1] as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ok, content = cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))
-    if not ok:
-        raise OSError(f'{path}: cannot be encoded')
-    write_atomically(path, content.tobytes())
+    write_atomically(path, cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))[1].tobytes())
 
 
 def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: int, size: int, step: int,

@@ -3,16 +3,11 @@
     python scripts/study/benchmark.py                                  # all parts, on the GPU if there is one
     python scripts/study/benchmark.py --parts sampler trainer --variant T --rounds 9
 
-What is compared runs in turn in one process, so that whatever else slows the machine hits both. Writes benchmark.json,
-and benchmark.png with matplotlib.
+What is compared runs in turn in one process, so that whatever else slows the machine hits both. Writes benchmark.json.
 """
 import json
-import statistics
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -28,8 +23,6 @@ from rdbm_plugin.archs.complexity import giga_multiply_adds
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS
 from rdbm_plugin.basicsr_host import compat
 from rdbm_plugin.config.option_file import read_option_file
-from rdbm_plugin.config.options import OptionError
-from rdbm_plugin.inference.tiling import TiledNetwork, tile_for
 
 compat.keep_freed_memory()
 import_module('rdbm_plugin.registration')
@@ -46,10 +39,11 @@ def arguments() -> Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--variant', choices=VARIANTS, default='T')
     parser.add_argument('--rounds', type=int, default=7, help='measurements of each ratio')
-    parser.add_argument('--largest', type=int, default=4096, help='side in pixels of the largest image')
     parser.add_argument('--out', type=Path, default=Path('benchmark.json'))
-    parser.add_argument('--steps-alone', action='store_true', help='print seconds of a training step; used by ranks')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f'--rounds: found {args.rounds}; expected at least 1.')
+    return args
 
 
 def in_turn(args: Namespace, *calls: Callable[[], object]) -> list[list[float]]:
@@ -66,9 +60,9 @@ def in_turn(args: Namespace, *calls: Callable[[], object]) -> list[list[float]]:
     return found
 
 
-def ratio(what: str, upper: list[float], lower: list[float], bound: str = '', factor: float = 1.0) -> dict[str, Any]:
-    """Median and quartiles over the rounds of upper / (factor * lower)."""
-    values = [a / (factor * b) for a, b in zip(upper, lower)]
+def ratio(what: str, upper: list[float], lower: list[float], bound: str = '') -> dict[str, Any]:
+    """Median and quartiles over the rounds of upper / lower."""
+    values = [a / b for a, b in zip(upper, lower)]
     low, middle, high = np.percentile(values, [25, 50, 75])
     row = {'what': what, 'ratio': float(middle), 'low': float(low), 'high': float(high), 'bound': bound}
     print(f'{what:<74} {middle:7.3f}  ({low:.3f} to {high:.3f})  {bound}', flush=True)
@@ -154,71 +148,6 @@ def model_step(model: Any, batch: dict[str, Any], first: int = 1) -> Callable[[]
     return step
 
 
-def growth(args: Namespace) -> Iterator[dict[str, Any]]:
-    """Seconds and peak memory of an evaluation against the size of the image, and of sampling against its steps."""
-    network = network_of(args)
-    tile = tile_for(network)
-    sizes = [size for size in (256, 512, 1024, 2048, 4096) if size <= args.largest]
-    for title, call in (('whole', network), (f'in tiles of {tile}', TiledNetwork(network, tile))):
-        seconds, memory = [], []
-        for size in sizes:
-            mu = 2 * images(args, 1, size) - 1
-            t = torch.full((1,), 50, device=args.device)
-            run = inference(lambda call=call, mu=mu, t=t: call(mu, mu, t))
-            rounds = Namespace(**{**vars(args), 'rounds': args.rounds if size <= 512 else 3 if size <= 1024 else 1})
-            seconds.append(statistics.median(in_turn(rounds, run)[0]))
-            with cost.PeakMemory(torch.device(args.device)) as peak:
-                run()
-            memory.append(peak.mib)
-            print(f'   {title} {size}x{size}: {seconds[-1]:.3f} s, {memory[-1] or 0:.0f} MiB', flush=True)
-        yield fitted(f'seconds against pixels, {title}', [size**2 for size in sizes], seconds, memory)
-    mu, steps = 2 * images(args, 1, 256) - 1, [1, 2, 4, 8, 16]
-    samplers = [BridgeSampler(build_bridge(), steps=each) for each in steps]
-    calls = [inference(lambda sampler=sampler: sampler(network, mu)) for sampler in samplers]
-    yield fitted('seconds against evaluations', steps, [statistics.median(each) for each in in_turn(args, *calls)])
-
-
-def fitted(what: str, x: list[int], seconds: list[float], memory: list[float] | None = None) -> dict[str, Any]:
-    """The exponent of seconds ~ x^exponent, by least squares of the logarithms."""
-    exponent = float(np.polyfit(np.log(x), np.log(seconds), 1)[0])
-    print(f'{what:<74} {exponent:7.3f}  exponent  0.95 to 1.05', flush=True)
-    return {'what': what, 'exponent': exponent, 'x': x, 'seconds': seconds, 'mebibytes': memory,
-            'bound': '0.95 to 1.05'}
-
-
-def ranks(args: Namespace) -> Iterator[dict[str, Any]]:
-    """One process with the whole batch against two with half of it each, on the same cores or on two GPUs."""
-    if args.device != 'cpu' and torch.cuda.device_count() < 2:
-        return
-    own = [__file__, '--steps-alone', '--variant', args.variant, '--device', args.device, '--rounds', str(args.rounds)]
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    found = []
-    for command in (own, [*launch, *own]):
-        process = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
-        found.append(json.loads(next(line for line in process.stdout.splitlines() if line.startswith('['))))
-    yield ratio('training step of two processes / of one, the same batch', found[1], found[0])
-
-
-def steps_alone(args: Namespace) -> None:
-    """Print seconds of training steps as one rank, or as the only process, as JSON."""
-    import os
-    count = int(os.environ.get('WORLD_SIZE', '1'))
-    rank = int(os.environ.get('RANK', '0'))
-    if count > 1:
-        if args.device != 'cpu':
-            torch.cuda.set_device(rank)
-        else:
-            torch.set_num_threads(max(1, (os.cpu_count() or count) // count))
-        torch.distributed.init_process_group('gloo' if args.device == 'cpu' else 'nccl')
-    opt = options_of(args, f'datasets:train:batch_size_per_gpu={14 // count}')
-    opt.update(dist=count > 1, rank=rank, world_size=count)
-    batch = {'gt': images(args, 14 // count, 64), 'lq': images(args, 14 // count, 64)}
-    seconds = in_turn(args, model_step(RDBMModel(opt), batch))[0]
-    if rank == 0:
-        print(json.dumps(seconds), flush=True)
-    compat.end_distributed()
-
-
 def matching(target: float, count: Callable[[nn.Module], float], make: Callable[[int], nn.Module]) -> nn.Module:
     """The network of the width whose cost is nearest to ``target``."""
     def distance(width: int) -> float:
@@ -250,88 +179,18 @@ def networks(args: Namespace) -> Iterator[dict[str, Any]]:
         yield ratio(f'{name}, training step', *in_turn(args, *steps), bound)
 
 
-def switches(args: Namespace) -> Iterator[dict[str, Any]]:
-    """Forward pass and training step with one thing switched on, against the same without."""
-    plain = RDBMUNet(args.variant).to(args.device)
-    last = deepcopy(plain).to(memory_format=torch.channels_last)
-    batch = {'gt': images(args, 14, 64), 'lq': images(args, 14, 64)}
-    mu, t = 2 * images(args, 1, 256) - 1, torch.full((1,), 50, device=args.device)
-
-    def forward(network: Callable[..., Tensor], bf16: bool = False, mu: Tensor = mu) -> Callable[[], object]:
-        def run() -> None:
-            with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=bf16):
-                network(mu, mu, t)
-        return inference(run)
-
-    contiguous = mu.contiguous(memory_format=torch.contiguous_format)
-    yield ratio('channels_last on / off, forward', *in_turn(args, forward(last), forward(plain, mu=contiguous)))
-    yield ratio('channels_last on / off, training step', *in_turn(
-        args, bare_step(deepcopy(last), args, batch, False), bare_step(deepcopy(plain), args, batch, False)))
-    yield ratio('bf16 on / off, forward', *in_turn(args, forward(last, True), forward(last)))
-    yield ratio('bf16 on / off, training step', *in_turn(
-        args, bare_step(deepcopy(last), args, batch, True), bare_step(deepcopy(last), args, batch, False)))
-    try:
-        compiled = torch.compile(deepcopy(last))
-        forward(compiled)()
-    except Exception as error:
-        print(f'torch.compile cannot be had here: {str(error).splitlines()[0]}')
-        return
-    yield ratio('torch.compile on / off, forward', *in_turn(args, forward(compiled), forward(last)))
-    steps = [bare_step(net, args, batch, False) for net in (torch.compile(deepcopy(last)), deepcopy(last))]
-    yield ratio('torch.compile on / off, training step', *in_turn(args, *steps))
+PARTS = {'sampler': sampler_overhead, 'trainer': trainer_overhead, 'networks': networks}
 
 
-PARTS = {'sampler': sampler_overhead, 'trainer': trainer_overhead, 'growth': growth, 'ranks': ranks,
-         'networks': networks, 'switches': switches}
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> bool:
-    """Ratios as bars, growth as lines; False if matplotlib is not there."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    ratios, fits = [row for row in rows if 'ratio' in row], [row for row in rows if 'exponent' in row]
-    figure, axes = plt.subplots(1, 2, figsize=(14, 0.8 + 0.3 * max(10, len(ratios))), layout='constrained',
-                                width_ratios=(3, 2))
-    for place, row in enumerate(reversed(ratios)):
-        axes[0].barh(place, row['ratio'], color='tab:blue', xerr=[[row['ratio'] - row['low']],
-                                                                  [row['high'] - row['ratio']]])
-        axes[0].text(row['ratio'], place, f'  {row["ratio"]:.2f}  {row["bound"]}', va='center', fontsize=8)
-    axes[0].set_yticks(range(len(ratios)), [row['what'].strip() for row in reversed(ratios)], fontsize=8)
-    axes[0].axvline(1, color='gray', lw=1)
-    axes[0].set(xscale='log', title='ratios, with quartiles')
-    axes[0].margins(x=0.15, y=0.02)
-    for row in fits:
-        axes[1].loglog(row['x'], row['seconds'], 'o-', label=f'{row["what"]}: exponent {row["exponent"]:.2f}')
-    axes[1].set(xlabel='pixels or evaluations', ylabel='seconds')
-    if fits:
-        figure.legend(loc='outside lower right', fontsize=8)
-    figure.savefig(path, dpi=110)
-    return True
-
-
-def main() -> int:
+def main() -> None:
     """Measure, print, write."""
     args = arguments()
-    if args.rounds < 1:
-        raise OptionError(f'--rounds: found {args.rounds}; expected at least 1.')
-    if args.steps_alone:
-        steps_alone(args)
-        return 0
     rows = [row for part in args.parts for row in PARTS[part](args)]
     about = {'torch': torch.__version__, 'device': args.device, 'variant': args.variant,
              'threads': torch.get_num_threads(), 'rounds': args.rounds}
     args.out.write_text(json.dumps({**about, 'rows': rows}, indent=1), encoding='utf-8')
-    drawn = plot(rows, args.out.with_suffix('.png'))
-    print(f'{args.out}' + (f', {args.out.with_suffix(".png")}' if drawn else ' (no plot: pip install matplotlib)'))
-    return 0
+    print(args.out)
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except OptionError as error:
-        sys.exit(str(error))
+    main()

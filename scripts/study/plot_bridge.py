@@ -2,10 +2,9 @@
 
     python scripts/study/plot_bridge.py options/train_rdbm_universal.yml options/suites/family.yml --out plots
 
-writes four pictures: coefficients.png (weight of the residual and scale of the noise over time, one line a file),
-rnr.png (residual-to-noise ratio of the first file: one curve for pi = residual against a fan for pi = 1), paths.png
-(random paths of a damaged and of a clean pixel) and noise_map.png (where a photo gets how much noise; dark: none).
-Needs matplotlib.
+writes three pictures: coefficients.png (weight of the residual and scale of the noise over time, one line a file),
+rnr.png (residual-to-noise ratio of the first file: one curve for pi = residual against a fan for pi = 1) and
+noise_map.png (where a photo gets how much noise; dark: none). Needs matplotlib.
 """
 import sys
 from argparse import ArgumentParser, Namespace
@@ -20,7 +19,6 @@ import torch
 from suites import changes_of, is_suite, read_suite, rows_of
 
 from rdbm_plugin.bridge import ResidualBridge, build_bridge
-from rdbm_plugin.bridge.coefficients import forward_kernel
 from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
@@ -52,9 +50,8 @@ def read(file: str) -> dict[str, dict[str, Any]]:
     if not is_suite(file):
         content = read_option_file(file)
         return {str(content['name']): dict(content.get('bridge') or {})}
-    suite = read_suite(Path(file))
-    base = (Path(file).parent / suite['base']).resolve()
-    return {name: dict(read_option_file(base, changes_of(row['changes']))['bridge'])
+    suite, folder = read_suite(Path(file)), Path(file).resolve().parent
+    return {name: dict(read_option_file(folder / row.get('base', suite['base']), changes_of(row['changes']))['bridge'])
             for name, row in rows_of(suite).items()}
 
 
@@ -91,37 +88,7 @@ def rnr(bridge: ResidualBridge, steps: int = 10) -> plt.Figure:
     return figure
 
 
-def sample_path(bridge: ResidualBridge, residual: float, count: int, seed: int) -> np.ndarray:
-    """Paths of one pixel, z over the nodes, (count, T+1), by the forward kernels from x0."""
-    generator = torch.Generator().manual_seed(seed)
-    pi = {'residual': residual, 'one': 1.0, 'zero': 0.0}[bridge.modulation]
-    z = torch.full((count,), residual, dtype=torch.float64)
-    path = [z]
-    for i in range(bridge.timesteps):
-        k, v = forward_kernel(bridge.theta_bar_tT[i], bridge.theta_bar_tT[i + 1], bridge.theta[i],
-                              bridge.stationary_variance, bridge.brownian)
-        z = k * z + pi * v.sqrt() * torch.randn(count, generator=generator, dtype=torch.float64)
-        path.append(z)
-    return torch.stack(path, dim=1).numpy()
-
-
-def paths(block: dict[str, Any]) -> plt.Figure:
-    """Paths of a damaged and of a clean pixel for pi = 1 and pi = residual."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 5), sharex=True, sharey=True, layout='constrained')
-    for row, modulation in zip(axes, ('one', 'residual')):
-        bridge = build_bridge({**block, 'modulation': modulation})
-        for axis, residual in zip(row, (0.6, 0.0)):
-            for path in sample_path(bridge, residual, 12, seed=0):
-                axis.plot(path, linewidth=0.7, alpha=0.8)
-            kind = 'damaged pixel, residual 0.6' if residual else 'clean pixel, residual 0'
-            axis.set_title(rf'$\pi$ = {"1" if modulation == "one" else "residual"}: {kind}', fontsize='medium')
-    axes[1, 0].set_xlabel('node t (0: clean, T: degraded)')
-    axes[0, 0].set_ylabel(r'$x_t - \mu$')
-    axes[1, 0].set_ylabel(r'$x_t - \mu$')
-    return figure
-
-
-def noise_map(block: dict[str, Any], photos: str, task: str) -> list[np.ndarray]:
+def noise_map(photos: str, task: str) -> list[np.ndarray]:
     """Clean, degraded, and how strong the noise of each pixel is for pi = 1 and pi = residual."""
     photo = to_float(open_clean(photos, 'val').decode(0))
     scale = 400 / photo.shape[1]
@@ -131,7 +98,7 @@ def noise_map(block: dict[str, Any], photos: str, task: str) -> list[np.ndarray]
     residual = torch.from_numpy(2 * (photo - degraded))
     shown = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (photo, degraded)]
     for modulation in ('one', 'residual'):
-        pi = build_bridge({**block, 'modulation': modulation}).modulate(residual, torch.ones_like(residual))
+        pi = build_bridge({'modulation': modulation}).modulate(residual, torch.ones_like(residual))
         # The root shows slight noise too; 1 is the brightest.
         level = np.sqrt(np.clip(pi.abs().mean(2).numpy(), 0, 1))
         shown.append(cv2.applyColorMap(np.rint(level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1])
@@ -145,19 +112,16 @@ def main() -> int:
         blocks = {name: block for file in args.files for name, block in read(file).items()}
         bridges = {name: build_bridge(block, lookup.registered('BRIDGE')) for name, block in blocks.items()}
         first = next(iter(bridges.values()))
-        general = {'schedule': first.theta.tolist(), 'timesteps': first.timesteps,
-                   'stationary_variance': first.stationary_variance, 'brownian': first.brownian}
-        pictures = noise_map(general, args.photos, args.task)
+        pictures = noise_map(args.photos, args.task)
     except OptionError as error:
         print(f'plot_bridge: {error}', file=sys.stderr)
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in (('coefficients', coefficients(bridges)), ('rnr', rnr(first)), ('paths', paths(general))):
+    for name, figure in (('coefficients', coefficients(bridges)), ('rnr', rnr(first))):
         figure.savefig(args.out / f'{name}.png', dpi=110)
     titles = ('clean', 'degraded', 'noise for pi = 1', 'noise for pi = residual')
     cv2.imwrite(str(args.out / 'noise_map.png'), picture_grid({args.task: pictures}, titles)[..., ::-1])
-    print('Pictures:', ', '.join(str(args.out / f'{name}.png') for name in (
-        'coefficients', 'rnr', 'paths', 'noise_map')))
+    print('Pictures:', ', '.join(str(args.out / f'{name}.png') for name in ('coefficients', 'rnr', 'noise_map')))
     return 0
 
 

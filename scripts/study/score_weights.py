@@ -8,16 +8,18 @@ of the undamaged photos the mean and the lowest. Needs the package without Basic
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from foreign_damage import KINDS, damage
+from foreign_damage import KINDS, damage, dim, jpeg
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rdbm_plugin import Restorer
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw
+from rdbm_plugin.data.degradations.lowlight import LowLight
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.evaluation.protocols import psnr_rgb
 from rdbm_plugin.evaluation.results import aligned
@@ -50,6 +52,18 @@ def damaged(clean: Picture, number: int, kinds: list[str]) -> Iterator[tuple[str
         yield f'foreign {kind}', damage(kind, clean, np.random.default_rng([number, place]))
     if 'intact' in kinds:
         yield 'intact', clean
+
+
+def darkened(clean: Picture, number: int) -> Iterator[tuple[str, Picture]]:
+    """Name and picture of every kind of darkness of a photo, in 8 bits: of both formulas, with and without noise or a
+    JPEG file of a quality in the middle of what foreign darkness has."""
+    damage = LowLight.draw(np.random.default_rng([number, 1]))
+    own, silent = (kind.apply(clean, np.random.default_rng([number, 2]))
+                   for kind in (damage, replace(damage, shot=0.0, read=0.0)))
+    foreign = dim(clean, np.random.default_rng([number, 1]))
+    for name, picture in (('own', own), ('own, JPEG', jpeg(own, 91)), ('own, no noise', silent),
+                          ('foreign, no JPEG', foreign), ('foreign, JPEG', jpeg(foreign, 91))):
+        yield name, (np.rint(255 * picture) / 255).astype(np.float32)
 
 
 def psnr(image: Picture, clean: Picture) -> float:

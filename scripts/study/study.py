@@ -3,26 +3,28 @@
     python scripts/study/study.py datasets/bsds500                        # options/suites/study.yml, on two CPU cores
     python scripts/study/study.py datasets/bsds500 --scale gpu -o docs/results/study_gpu.json
     python scripts/study/study.py datasets/bsds500 --rows regression residual_passes --seeds 0
+    python scripts/study/study.py datasets/bsds500 --darkness -o docs/results/darkness_cpu.json
     python scripts/study/study.py --tables docs/results/study.json        # tables and plots of figures that are there
 
 The folder holds train, val and test. Trainings lie in experiments/ and are gone on with where they were broken off. On
 CPUs one runs on each core. Figures are added to the file after -o as soon as they are there, with seed, iterations and
-changes of each training; what is in that file is not done again.
+changes of each training; what is in that file is not done again. --darkness asks whether networks tell darkness by its
+noise: dark pictures with and without it, one evaluation, and how much of the missing brightness comes back, as a share.
 """
 import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from score_weights import Picture, damaged, psnr
-from study_layout import SETS, Figures, figures_in, lay_out, plots, tables
+from score_weights import Picture, damaged, darkened, psnr
+from study_layout import SETS, Figures, figures_in, lay_out
 from suites import changes_of, in_process, read_suite, rows_of
 from tqdm import tqdm
 
@@ -42,21 +44,18 @@ ROOT = Path(__file__).resolve().parents[2]
 LATEST = Path('models/net_g_latest.pth')
 
 
-def shared_arguments(purpose: str, out: str) -> ArgumentParser:
-    """What scripts that score trainings of a suite file are asked."""
-    parser = ArgumentParser(description=purpose.split('\n')[0])
+def arguments() -> tuple[Namespace, list['Row']]:
+    """The command line, and the trainings that it means, unless figures are only laid out; leaves on a wrong one."""
+    parser = ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('photos', nargs='?', type=Path, metavar='FOLDER', help='with train, val and test in it')
     parser.add_argument('--suite', type=Path, default=ROOT / 'options/suites/study.yml')
     parser.add_argument('--scale', default='cpu', help='block of scales: in that file')
     parser.add_argument('--rows', nargs='+', help='only these rows or groups (default: all)')
     parser.add_argument('--seeds', nargs='+', type=int, help='instead of those of the scale')
-    parser.add_argument('-o', '--out', type=Path, default=Path(out), help='file of the figures')
+    parser.add_argument('--darkness', action='store_true', help='score on kinds of darkness instead')
+    parser.add_argument('--jobs', type=int, help='trainings side by side (default: one a core, or one on a GPU)')
+    parser.add_argument('-o', '--out', type=Path, default=Path('study.json'), help='file of the figures')
     parser.add_argument('--tables', type=Path, metavar='FILE', help='only lay out the figures of this file')
-    return parser
-
-
-def parsed(parser: ArgumentParser) -> tuple[Namespace, list['Row']]:
-    """The command line, and the trainings that it means, unless figures are only laid out; leaves on a wrong one."""
     args = parser.parse_args()
     if args.tables:
         return args, []
@@ -66,13 +65,6 @@ def parsed(parser: ArgumentParser) -> tuple[Namespace, list['Row']]:
         return args, rows(args)
     except OptionError as error:
         parser.error(str(error))
-
-
-def arguments() -> tuple[Namespace, list['Row']]:
-    """The command line, and the trainings that it means."""
-    parser = shared_arguments(__doc__, 'study.json')
-    parser.add_argument('--jobs', type=int, help='trainings side by side (default: one a core, or one on a GPU)')
-    return parsed(parser)
 
 
 class Row(NamedTuple):
@@ -153,39 +145,28 @@ def rows(args: Namespace) -> list[Row]:
         if args.scale not in row.get('scales', [args.scale]):
             continue
         iterations, own, before = lengths(name)
+        samplers = [{'steps': [1]}] if args.darkness else row.get('samplers', suite['samplers'])
+        samplers = [{**block, 'steps': [each for each in block['steps'] if each in scale.get('evaluations', [each])]}
+                    for block in samplers]
         length = {'train:total_iter': iterations, 'train:scheduler:periods': [iterations], 'val:val_freq': iterations,
                   'logger:save_checkpoint_freq': max(1, iterations // 10)}
         for seed in args.seeds or scale['main_seeds' if name in suite['main'] else 'seeds']:
             start = Path('experiments', experiment(row['start'], seed), LATEST) if 'start' in row else None
             ending = {'manual_seed': seed, 'name': experiment(name, seed),
                       **({'path:pretrain_network_g': start} if start else {})}
-            found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)],
-                             _within(row.get('samplers', suite['samplers']), scale.get('evaluations')), own, before,
+            found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)], samplers, own, before,
                              start))
     return sorted(found, key=lambda row: (row.name not in suite['main'], row.seed))
 
 
-def _within(samplers: Sequence[dict[str, Any]], evaluations: Sequence[int] | None) -> list[dict[str, Any]]:
-    return [{**block, 'steps': [each for each in block['steps'] if not evaluations or each in evaluations]}
-            for block in samplers]
-
-
-# ---------------------------------------------------------------------------------------------------- scoring
-
-
-def photos(args: Namespace) -> Iterator[tuple[int, Picture]]:
-    """Number and picture of each photo that is scored, (H, W, 3) float32 in [0, 1]."""
+def pictures(args: Namespace) -> Iterator[tuple[str, Picture, Picture]]:
+    """Kind, degraded and clean picture, (H, W, 3) float32 in [0, 1]."""
     scale = read_suite(args.suite)['scales'][args.scale]
     source = open_clean(str(args.photos / 'test'), 'test')
     for number in np.linspace(0, len(source) - 1, min(scale['photos'], len(source))).round().astype(int):
-        yield int(number), centre(to_float(source.decode(number)), scale['size'])
-
-
-def pictures(args: Namespace) -> Iterator[tuple[str, Picture, Picture]]:
-    """Kind, degraded and clean picture."""
-    for number, clean in photos(args):
-        for kind, picture in damaged(clean, number, list(SETS)):
-            yield kind, picture, clean
+        clean = centre(to_float(source.decode(number)), scale['size'])
+        kinds = darkened(clean, int(number)) if args.darkness else damaged(clean, int(number), list(SETS))
+        yield from ((kind, picture, clean) for kind, picture in kinds)
 
 
 def detail(image: Picture) -> float:
@@ -225,7 +206,7 @@ class Trained:
 
 
 def score(row: Row, args: Namespace) -> dict[str, Any]:
-    """PSNR, and detail less that of the clean picture, of a training that is done: of each kind the mean."""
+    """Of each kind the mean PSNR, and detail less that of the clean picture or, of darkness, share of brightness."""
     trained = Trained(row)
     degraded: dict[str, list[float]] = {}
     restored: dict[str, dict[str, list[list[float]]]] = {}
@@ -237,8 +218,9 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
             if samples > 1:
                 found[f'{label}, mean of {samples}'] = np.mean(made, axis=0, dtype=np.float32)
             for name, image in found.items():
-                values = [psnr(image, clean), detail(image) - detail(clean)]
-                restored.setdefault(name, {}).setdefault(kind, []).append(values)
+                second = (float((image.mean() - picture.mean()) / (clean.mean() - picture.mean())) if args.darkness
+                          else detail(image) - detail(clean))
+                restored.setdefault(name, {}).setdefault(kind, []).append([psnr(image, clean), second])
     return {'row': row.name, 'seed': row.seed, 'iterations': trained.options['train']['total_iter'],
             'compute': row.compute, 'before': row.before,
             'parameters': sum(p.numel() for p in trained.network.parameters()), 'changes': row.recorded,
@@ -247,16 +229,14 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
                          for label, kinds in restored.items()}}
 
 
-# ---------------------------------------------------------------------------------------------------- running
-
-
 def run(row: Row, args: Namespace, threads: int) -> Figures:
     """Train and score in processes of their own, and return the figures; raises RuntimeError if that fails."""
     if row.start and not row.start.is_file():
         raise RuntimeError(f'starts from {row.start}, which is not there; train that row first')
-    figures, log = row.folder / 'study.json', Path('study_logs') / f'{row.folder.name}.log'
+    figures, log = figures_of(row, args), Path('study_logs') / f'{row.folder.name}.log'
     training = ['train', '-opt', row.base, '--auto_resume', '--force_yml', *row.changes]
-    scoring = [args.photos, '--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed]
+    scoring = [args.photos, '--suite', args.suite, '--scale', args.scale, '--rows', row.name, '--seeds', row.seed,
+               *['--darkness'][:args.darkness]]
     for done, target, words in ((row.folder / LATEST, 'study:train_main', training),
                                 (figures, 'study:score_main', scoring)):
         status = 0 if done.is_file() else in_process(target, words, log, threads)
@@ -272,6 +252,11 @@ def checked(figures: Figures, row: Row, place: Path) -> Figures:
     return figures
 
 
+def figures_of(row: Row, args: Namespace) -> Path:
+    """The file of one training's figures."""
+    return row.folder / ('darkness.json' if args.darkness else 'study.json')
+
+
 def train_main() -> int:
     """The process of one training."""
     from rdbm_plugin.__main__ import main as rdbm
@@ -283,16 +268,15 @@ def score_main() -> int:
     """The process that scores one training."""
     args, wanted = arguments()
     for row in wanted:
-        write_atomically(row.folder / 'study.json', json.dumps(score(row, args), indent=1).encode())
+        write_atomically(figures_of(row, args), json.dumps(score(row, args), indent=1).encode())
     return 0
 
 
 def main() -> int:
     """Run what is missing, write figures, lay them out, and return 1 if anything failed, else 0."""
     args, wanted = arguments()
-    laid = partial(tables, suite=args.suite), partial(plots, suite=args.suite)
     if args.tables:
-        lay_out(args.tables, *laid)
+        lay_out(args.tables, args.suite)
         return 0
     gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -313,16 +297,16 @@ def main() -> int:
                 bar.update()
         for figures in pool.map(work, wanted):
             if figures:
-                keep([figures], args)
+                keep(figures, args)
     if figures_in(args.out):
-        lay_out(args.out, *laid)
+        lay_out(args.out, args.suite)
     return int(bool(faults))
 
 
-def keep(figures: Iterable[Figures], args: Namespace) -> None:
+def keep(figures: Figures, args: Namespace) -> None:
     """Add to the file of figures, in place of those of the same row and seed; the suite file has the order."""
     names = list(rows_of(read_suite(args.suite)))
-    found = {(each['row'], each['seed']): each for each in [*figures_in(args.out), *figures]}
+    found = {(each['row'], each['seed']): each for each in [*figures_in(args.out), figures]}
     ordered = sorted(found.values(), key=lambda each: (
         names.index(each['row']) if each['row'] in names else len(names), each['seed']))
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Tables and plots of the figures of scripts/study/study.py and scripts/study/study_darkness.py."""
+"""Tables and plots of the figures of scripts/study/study.py."""
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ SETS = ('own', 'foreign', 'intact')
 TOLD = ('1', '10')
 """Evaluations of the tables that do not show all."""
 Figures = Mapping[str, Any]
-"""Of one training: what ``score`` of those scripts gives."""
+"""Of one training: what ``score`` of that script gives."""
 
 
 def figures_in(path: Path) -> list[Figures]:
@@ -46,13 +46,24 @@ def by_row(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
 
 def tables(figures: Sequence[Figures], suite: Path) -> dict[str, str]:
     """Name -> table, in Markdown: one for each claim of the suite file, then those of all rows."""
-    found, unit = by_row(figures), spent(figures[0])
+    found = by_row(figures)
+    if kinds := darkness(figures):
+        return {name: markdown([['row', *kinds], *(
+            [f'`{row}`', *(spread([run['restored']['1'][kind][place] for run in runs]) for kind in kinds)]
+            for row, runs in found.items())]) for place, name in enumerate(('PSNR', 'brightness'))}
+    unit = spent(figures[0])
     few = [(group, step) for group in SETS[:2] for step in ('1', '2', '10')] + [(SETS[2], '1')]
     every = counts(figures)
     of_claims = {f'claim {name}': of_detail(rows) if detail else of_psnr(rows, few, unit)
                  for name, detail, rows in claims(found, suite)}
     return {**of_claims, **{group: of_psnr(found, [(group, step) for step in every], unit) for group in SETS},
             'kinds': by_kind(found), 'detail': of_detail(found)}
+
+
+def darkness(figures: Sequence[Figures]) -> list[str]:
+    """Kinds of darkness that figures are about; none if they are about the three sets."""
+    kinds = list(figures[0]['restored']['1'])
+    return [] if 'intact' in kinds else kinds
 
 
 def counts(figures: Iterable[Figures]) -> list[str]:
@@ -104,6 +115,8 @@ def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
 
 def plots(figures: Sequence[Figures], plt: Any, suite: Path) -> dict[str, Any]:
     """Name -> plot of a claim: PSNR on both kinds of damage over evaluations, detail over PSNR if it is about that."""
+    if kinds := darkness(figures):
+        return {'brightness': of_brightness(by_row(figures), kinds, plt)}
     return {name: (of_sharpness if detail else over_evaluations)(rows, plt)
             for name, detail, rows in claims(by_row(figures), suite)}
 
@@ -145,6 +158,21 @@ def of_sharpness(found: Mapping[str, Sequence[Figures]], plt: Any) -> Any:
     return canvas
 
 
+def of_brightness(found: Mapping[str, Sequence[Figures]], kinds: Sequence[str], plt: Any) -> Any:
+    """Share of the missing brightness that comes back: rows downwards, a colour for each kind of darkness."""
+    canvas, axis = plt.subplots(figsize=(12, 1.5 + 0.25 * len(found)), layout='constrained')
+    for kind in kinds:
+        values = [[run['restored']['1'][kind][1] for run in runs] for runs in found.values()]
+        axis.errorbar([np.mean(each) for each in values], list(found), xerr=[deviation(each) for each in values],
+                      fmt='o', ms=6, capsize=2, alpha=0.8, label=kind)
+    axis.axvline(1, color='black', lw=0.8, ls='--')
+    axis.invert_yaxis()
+    axis.grid(axis='y', lw=0.3)
+    axis.set(xlabel='share of the missing brightness')
+    canvas.legend(loc='outside right', fontsize=8, title='darkness')
+    return canvas
+
+
 def sampled(runs: Sequence[Figures]) -> list[str]:
     """Samplers of a row whose detail is shown: few and many evaluations, and all with noise."""
     return [label for label in runs[0]['restored'] if label in TOLD or not label.isdigit()]
@@ -155,11 +183,10 @@ def page(tables: Mapping[str, str]) -> str:
     return '\n'.join(f'## {name}\n\n{table}' for name, table in tables.items())
 
 
-def lay_out(path: Path, tables: Callable[[Sequence[Figures]], Mapping[str, str]],
-            plots: Callable[[Sequence[Figures], Any], Mapping[str, Any]]) -> None:
+def lay_out(path: Path, suite: Path) -> None:
     """Print the tables of a file of figures, and write them and the plots, if there is matplotlib, beside it."""
     figures = figures_in(path)
-    text = page(tables(figures))
+    text = page(tables(figures, suite))
     print(text, end='')
     path.with_suffix('.md').write_text(text, encoding='utf-8')
     try:
@@ -169,5 +196,5 @@ def lay_out(path: Path, tables: Callable[[Sequence[Figures]], Mapping[str, str]]
         return
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    for name, canvas in plots(figures, plt).items():
+    for name, canvas in plots(figures, plt, suite).items():
         canvas.savefig(path.with_name(f'{path.stem}_{name}.png'), dpi=110)

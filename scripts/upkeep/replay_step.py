@@ -38,8 +38,7 @@ def main() -> int:
     bridge = build_bridge(options['bridge'], lookup.registered('BRIDGE'))
     amp = option_checks.check_training(options['train'], bridge).amp
     precisions = dict.fromkeys(('none', amp.replace('auto', 'bf16')))
-    found = [repeat(network, options, States(**dump['states']), each) for each in precisions]
-    return int(any(found))
+    return int(max(repeat(network, options, States(**dump['states']), each) for each in precisions))
 
 
 def tell(name: str, tensor: Tensor, dump: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from rdbm_plugin.basicsr_host.codebase import (
     mending,
     undoing,
 )
-from rdbm_plugin.basicsr_host.registered import REGISTERED
+from rdbm_plugin.basicsr_host.lookup import REGISTERED
 from rdbm_plugin.config.options import OptionError
 
 
@@ -296,16 +296,20 @@ def test_metrics_are_called_as_basicsr_and_as_forks_do(monkeypatch):
 
 def test_what_was_changed_since_is_kept(tmp_path):
     folder = basicsr_into(tmp_path, 'from yaml import CSafeLoader as Loader')
+    before = contents(folder)
     for change in [*installation(look_at(folder)), *mending(look_at(folder))]:
         change.make()
-    for name in ('models/rdbm_plugin_model.py', 'data/degradations.py'):
-        path = folder / 'basicsr' / name
-        whole = path.read_bytes()
-        path.write_bytes(whole + b'# mine\n')
-        with pytest.raises(OptionError, match=f'{path.name}: was changed since'):
-            undoing(look_at(folder))
-        path.write_bytes(whole)
+    mended = folder / 'basicsr/data/degradations.py'
+    mended.write_bytes(mended.read_bytes() + b'# mine\n')
     path = folder / 'basicsr/models/rdbm_plugin_model.py'
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'# mine\n')
+    with pytest.raises(OptionError, match=f'{path.name}: was changed since'):
+        undoing(look_at(folder))
+    path.write_bytes(whole)
+    for change in undoing(look_at(folder)):
+        change.make()
+    assert mended.read_bytes() == before[mended] + b'# mine\n' and not path.exists()
     path.write_text('mine = True\n')
     with pytest.raises(OptionError, match='exists, and was not written by rdbm doctor'):
         installation(look_at(folder))
@@ -329,3 +333,14 @@ def test_what_is_no_code_base_is_named(tmp_path, name):
 def test_doctor_without_an_option_file_looks_at_the_installation():
     printed = doctor()
     assert f'Python {sys.version.split()[0]}' in printed and 'BasicSR with registries' in printed
+
+
+@pytest.mark.parametrize(('mark', 'name', 'works'), [
+    ('neosr/archs', 'neosr', 'experiments/results/NAME'), ('traiNNer/archs', 'traiNNer-redux', 'results/NAME'),
+    ('mmagic/registry.py', 'MMagic', 'rdbm_plugin.mmengine')])
+def test_code_bases_without_basicsr_are_told_what_works(tmp_path, mark, name, works):
+    (tmp_path / mark).mkdir(parents=True)
+    (tmp_path / 'train.py').write_text('import torch\n')
+    shown = doctor('--codebase', tmp_path)
+    assert f'{tmp_path}: {name}, which has no BasicSR' in shown and works in shown and 'rdbm compare' in shown
+    assert 'Nothing is to be changed.' in doctor('--install-into', tmp_path)

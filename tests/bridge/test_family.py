@@ -7,7 +7,6 @@ import torch
 from scipy.integrate import solve_ivp
 
 from rdbm_plugin.bridge import BRIDGES, ResidualBridge, build_bridge
-from rdbm_plugin.bridge.coefficients import forward_kernel
 from rdbm_plugin.config.options import OptionError
 
 
@@ -147,7 +146,11 @@ def test_posterior_is_bayes_rule_on_a_simulated_chain(name):
     b, d = bridge.theta_bar_tT, bridge.theta
     variance, factor = [0.0], []
     for i in range(80):
-        k, v = forward_kernel(b[i], b[i + 1], d[i], bridge.stationary_variance, bridge.brownian)
+        # k = sinh(b_t) / sinh(b_s), v = 2 lambda sinh(d) k, written so that b may be infinite.
+        scale = (lambda x: 2 * x) if bridge.brownian else (lambda x: -torch.expm1(-2 * x))
+        ratio = scale(b[i + 1]) / scale(b[i])
+        k = ratio * (1 if bridge.brownian else torch.exp(-d[i]))
+        v = bridge.stationary_variance * scale(d[i]) * ratio
         factor.append(float(k))
         variance.append(float(k) ** 2 * variance[-1] + float(v))
     np.testing.assert_allclose(np.sqrt(variance[1:]), bridge.std_coef[1:81].numpy(), rtol=1e-6)

@@ -125,8 +125,8 @@ ERRORS = {
     'patch as text': (option('datasets:train:gt_size', 'abc'), ["gt_size: found 'abc'"]),
     'no rate': (option('train:optim_g:lr', 0), ['train: optim_g: lr: found 0', '> 0']),
     'negative rate': (option('train:optim_g:lr', -1e-4), ['train: optim_g: lr: found -0.0001']),
-    'decay': (option('train:optim_g:weight_decay', -1), ['train: optim_g: weight_decay: found -1']),
-    'betas': (option('train:optim_g:betas', [0.9, 1.0]), ['train: optim_g: betas: found [0.9, 1.0]', '< 1']),
+    'decay': (option('train:optim_g:weight_decay', -1), ['train: optim_g: ', 'weight_decay value: -1']),
+    'betas': (option('train:optim_g:betas', [0.9, 1.0]), ['train: optim_g: ', 'beta parameter at index 1: 1.0']),
     'periods': (option('train:scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [0]}),
                 ['train: scheduler: periods: found [0]', 'at least 1']),
     'lowest rate': (option('train:scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [10], 'eta_min': -1}),
@@ -277,3 +277,41 @@ def test_pace_of_loader_and_step_are_told(kind, sound, tmp_path):
     assert float(found[2]) < float(found[3]) and float(found[1]) * float(found[2]) == pytest.approx(2000, rel=0.5)
     output = command(*words, 'datasets:train:num_worker_per_gpu=0', cwd=tmp_path).stdout
     assert 'the loader sets the pace; num_worker_per_gpu: found 0, 1 would do' in output
+
+
+def test_lists_of_roots_are_taken_as_the_host_or_we_take_them(sound, doctor, tmp_path):
+    """A host's own data set may read several folders; ours do."""
+    train, val = sound['datasets']['train'], sound['datasets']['val']
+    train['tasks']['derain'] = {'dataroot_gt': ['train/gt', 'val/gt'], 'dataroot_lq': ['train/lq', 'val/lq']}
+    val['tasks']['derain'] = {'dataroot_gt': ['more/gt'], 'dataroot_lq': ['more/lq']}
+    shutil.copytree(tmp_path / 'val', tmp_path / 'more')
+    for path in (tmp_path / 'more').rglob('*.png'):
+        cv2.imwrite(str(path), np.random.default_rng(len(str(path))).integers(0, 256, (40, 40, 3), np.uint8))
+    status, findings = doctor(sound)
+    assert status == 0 and any('datasets: train: derain: 6 pairs looked at' in line for line in findings), findings
+    sound['datasets']['train'] = {
+        'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': ['train/gt', 'dead_leaves:2'], 'gt_size': 16,
+        'num_worker_per_gpu': 1, 'batch_size_per_gpu': 5}
+    status, findings = doctor(sound)
+    assert status == 0 and any('6 clean images, 4 files looked at' in line for line in findings), findings
+    sound['datasets']['train'] = {
+        'name': 'p', 'type': 'RealESRGANDataset', 'dataroot_gt': ['train/gt', 'nowhere'], 'num_worker_per_gpu': 1,
+        'batch_size_per_gpu': 2}
+    errors = [line for line in doctor(sound)[1] if line.startswith('error')]
+    assert len(errors) == 1 and "dataroot_gt: no such file or folder 'nowhere'" in errors[0], errors
+
+
+def test_options_are_listed_in_whole_sentences_that_fit(monkeypatch, capsys):
+    from rdbm_plugin.commands import options
+    monkeypatch.setattr(sys, 'argv', ['rdbm options'])
+    for columns in (80, 120, 200):
+        monkeypatch.setenv('COLUMNS', str(columns))
+        assert options.main() == 0
+        listing = capsys.readouterr().out.split('\n\n')[0]
+        assert max(map(len, listing.splitlines())) <= columns
+        sentences = re.split(r'(?m)^(?=\S)', listing)[1:]
+        assert len(sentences) == len(list(options.shipped().rglob('*.yml'))) + 2
+        for sentence in sentences:
+            name, *words = sentence.split()
+            comment = ' '.join((options.shipped() / name).read_text(encoding='utf-8').replace('\n#', ' ').split())
+            assert sentence.rstrip().endswith('.') and ' '.join(words).rstrip('.') in comment

@@ -114,14 +114,14 @@ def test_a_set_comes_from_the_first_address_that_answers_and_only_once(server, t
     assert len(server.ranges) == asked
 
 
-def test_a_broken_download_is_gone_on_with(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     content = server.files['/set.zip'] = zipped(members())
     server.breaks = [1000, 70000]
     fetch('tiny', tmp_path)
     assert server.ranges == [None, 'bytes=1000-', 'bytes=71000-'] and there(tmp_path) == WHOLE
     # Also by the next call, when a server breaks off every time.
     server.breaks, server.ranges = [1000] * fetching.TRIES, []
-    with pytest.raises(OptionError, match=r'the connection ended after 4000 of .* is kept; the next attempt goes on'):
+    with pytest.raises(OptionError, match=r'the connection ended after 4000 of .* is kept; the next attempt resumes'):
         download(server.address + '/set.zip', tmp_path / 'x.zip')
     assert download(server.address + '/set.zip', tmp_path / 'x.zip').read_bytes() == content
     assert server.ranges[-1] == 'bytes=4000-'

@@ -72,8 +72,7 @@ def test_map_grows(tmp_path):
     assert (tmp_path / 'g.lmdb/data.mdb').stat().st_size < 5e6
 
 
-def test_growth_keeps_what_was_committed_before(tmp_path, monkeypatch):
-    monkeypatch.setattr('rdbm_plugin.data.lmdb_writer.PENDING_BYTES', 50_000)
+def test_growth_keeps_what_was_committed_before(tmp_path):
     contents = [np.random.default_rng(i).bytes(30_000) for i in range(40)]
     images = ((f'{number:02d}', content, (1, 1, 3)) for number, content in enumerate(contents))
     write_lmdb(tmp_path / 'g.lmdb', images, map_size=2**17)

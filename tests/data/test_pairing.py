@@ -1,4 +1,6 @@
 """Pairing rules on the file names that data sets really have."""
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -186,3 +188,54 @@ def test_snippets_pair_the_names_of_their_data_sets(name, tmp_path, monkeypatch)
     task = read_task(name, SNIPPETS[name])
     assert [(task.gt.path(a), task.lq.path(b)) for a, b in zip(task.pairs.gt.tolist(), task.pairs.lq.tolist())] == [
         (f'datasets/{clean}', f'datasets/{degraded}')]
+
+
+BETTER = {
+    'scale': ([f'{i}.png' for i in range(12)], [f'{i}x4.png' for i in range(12)],
+              "\"pairing: {template: '{}x4'}\" joins 12 of 12"),
+    'LOL-v2': ([f'normal{i:05d}.png' for i in range(1, 9)], [f'low{i:05d}.png' for i in range(1, 9)],
+               "\"pairing: {template: ['low{}', 'normal{}']}\" joins 8 of 8"),
+    'Rain100': ([f'norain-{i}.png' for i in range(1, 12)], [f'rain-{i}.png' for i in range(1, 12)],
+                "\"pairing: {template: ['rain-{}', 'norain-{}']}\" joins 11 of 11"),
+    'RESIDE': (['1.png', '10.png'], ['10_3_0.9.png', '1_1_0.9.png', '1_2_0.8.png'],
+               '"pairing: {many_to_one: _}" joins 3 of 3'),
+    'words': (['cat.png', 'dog.png'], ['cat_rain.png', 'dog_rain.png'],
+              "\"pairing: {template: '{}_rain'}\" joins 2 of 2"),
+    'none': (['cat.png', 'dog.png'], ['tree.png', 'house.png'], 'set "pairing" to the rule that joins them'),
+}
+
+
+@pytest.mark.parametrize('case', BETTER)
+def test_an_error_names_the_rule_that_would_join_most(tmp_path, case):
+    clean, degraded, advice = BETTER[case]
+    source(tmp_path / 'gt', clean), source(tmp_path / 'lq', degraded)
+    roots = {'dataroot_gt': str(tmp_path / 'gt'), 'dataroot_lq': str(tmp_path / 'lq')}
+    with pytest.raises(OptionError) as error:
+        read_task('mine', {**roots, 'pairing': {'template': '{}_no'}})
+    assert str(error.value).endswith(f'; {advice}.')
+    if case != 'none':
+        rule = yaml.safe_load(re.search('"(pairing: .*)" joins', advice)[1])
+        assert len(read_task('mine', {**roots, **rule}).pairs.lq) == len(degraded)
+
+
+def test_a_rule_that_joins_more_is_named_where_some_are_joined(tmp_path):
+    source(tmp_path / 'gt', ['0.png', '1.png', '2.png', '3.png'])
+    source(tmp_path / 'lq', ['0x4.png', '1x4.png', '2x4.png', '3.png'])
+    with pytest.raises(OptionError, match=r"3 of 4 degraded .*; \"pairing: {template: '{}x4'}\" joins 3 of 4, or"):
+        read_task('mine', {'dataroot_gt': str(tmp_path / 'gt'), 'dataroot_lq': str(tmp_path / 'lq')})
+
+
+def test_lists_of_folders_are_paired_place_by_place(tmp_path):
+    for place, names in (('a', ['1.png', '2.png']), ('b/c', ['1.png'])):
+        for side in ('gt', 'lq'):
+            source(tmp_path / place / side, names)
+    source(tmp_path / 'b/c/gt', ['3.png'])
+    roots = {f'dataroot_{side}': [str(tmp_path / place / side) for place in ('a', 'b/c')] for side in ('gt', 'lq')}
+    task = read_task('mine', roots)
+    assert [(task.gt.path(a), task.lq.path(b)) for a, b in zip(task.pairs.gt.tolist(), task.pairs.lq.tolist())] == [
+        tuple(str(tmp_path / name.format(side)) for side in ('gt', 'lq'))
+        for name in ('a/{}/1.png', 'a/{}/2.png', 'b/c/{}/1.png')]
+    assert task.pairs.lonely_gt == ['3.png'] and task.lq.decode(2).shape == (1, 1, 3)
+    assert len(set(task.lq.stems())) == 3, 'results of equal names would replace each other'
+    with pytest.raises(OptionError, match='found 1 folders, and 2 in dataroot_gt'):
+        read_task('mine', {**roots, 'dataroot_lq': roots['dataroot_lq'][:1]})

@@ -12,6 +12,7 @@ from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import EMBEDDED, PACKAGED, open_clean
 from rdbm_plugin.data.dead_leaves import DeadLeaves
 from rdbm_plugin.data.degradations import TASKS
+from rdbm_plugin.data.image_source import ImageError
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 
 TRAIN = {'name': 'photos', 'phase': 'train', 'dataroot_gt': 'embedded', 'gt_size': 48}
@@ -108,7 +109,7 @@ def test_missing_folder_key_is_named():
 def test_unreadable_image_is_named(tmp_path, content, workers):
     (tmp_path / 'torn.png').write_bytes(content)
     data = SyntheticUniversalDataset({**TRAIN, 'dataroot_gt': str(tmp_path)})
-    with pytest.raises(RuntimeError, match=r'1 of 1 images cannot be used(.|\n)*torn\.png: not a readable image'):
+    with pytest.raises(ImageError, match=r'1 of 1 images cannot be used(.|\n)*torn\.png: not a readable image'):
         next(iter(DataLoader(data, num_workers=workers)))
 
 

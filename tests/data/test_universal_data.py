@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from rdbm_plugin.commands import preflight
 from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.data.image_source import ImageError, decode_rgb
 from rdbm_plugin.data.lmdb_writer import write_lmdb
 from rdbm_plugin.data.task_mixture import count_batches
 from rdbm_plugin.data.universal_paired_dataset import UniversalPairedDataset
@@ -84,10 +85,8 @@ def same(first, second):
 
 
 @pytest.mark.parametrize('ending', ['', '.lmdb'])
-@pytest.mark.parametrize('mode', [None, 'cpu', 'cuda'])
+@pytest.mark.parametrize('mode', [None, 'cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_batches_hold_the_quotas_with_basicsrs_loader_and_prefetchers(data, ending, mode):
-    if mode == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('needs a GPU')
     options = block(data, ending, num_worker_per_gpu=2, prefetch_mode=mode, num_prefetch_queue=2, pin_memory=False)
     dataset = made(0, options)
     loader = build_dataloader(dataset, options, num_gpu=1, sampler=EnlargedSampler(dataset, 1, 0, 2), seed=0)
@@ -148,7 +147,7 @@ def test_manual_seed_changes_order_and_crops_and_repeats_them(data):
 def test_data_do_not_depend_on_workers(data, ending, context):
     """After an LMDB has been opened in this process, too."""
     alone = epoch(block(data, ending))
-    for workers in (1, 2):
+    for workers in (1, 2) if context == 'fork' else (2,):
         assert same(alone, epoch(block(data, ending), workers, context=context))
 
 
@@ -284,7 +283,7 @@ def one_task(root, **changes):
 
 
 @pytest.mark.parametrize(('how', 'words'), [
-    ('truncated', 'is truncated'), ('empty', 'is empty'), ('size', 'pairs need one size'),
+    ('truncated', 'is truncated'), ('empty', 'is empty'), ('size', 'pairs must be of equal size'),
     ('small', 'smaller than gt_size 16'), ('gone', 'cannot be read')])
 @pytest.mark.parametrize('workers', [0, 2])
 def test_bad_image_is_named_once_and_replaced_in_the_same_way(many, how, words, workers, caplog):
@@ -329,7 +328,7 @@ def test_too_many_bad_images_end_training(many, workers):
     spoil(many, '033.png', 'truncated')
     spoil(many, '044.png', 'empty')
     words = r'2 of 120 images cannot be used, more than max_bad_share 0\.01(.|\n)*doctor'
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(ImageError, match=words):
         for _ in DataLoader(dataset, 2, num_workers=workers):
             pass
     assert len(epoch(options | {'max_bad_share': 0.02}, workers, batch=2)) == 120
@@ -343,7 +342,6 @@ def test_validation_refuses_a_bad_image(many):
 
 
 def test_jpeg_is_judged_by_its_picture_not_by_what_follows(tmp_path):
-    from rdbm_plugin.data.image_source import ImageError, decode_rgb
     rng = np.random.default_rng(0)
     content = cv2.imencode('.jpg', rng.integers(0, 256, (99, 99, 3), np.uint8))[1].tobytes()
     assert decode_rgb(content + bytes(rng.integers(1, 200, 9999, np.uint8)), 'film.jpg').shape == (99, 99, 3)
@@ -401,7 +399,8 @@ def test_option_file_of_pairs_trains_and_logs_every_task(prepared, tmp_path):
     for line in lines:
         values = dict(re.findall(r'(l_\w+): (\S+)', line))
         tasks = [float(values[f'l_{task}']) for task in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur')]
-        assert sum(tasks) / 5 == pytest.approx(float(values['l_pix']), rel=1e-3)
+        # Five digits of each are printed.
+        assert sum(tasks) / 5 == pytest.approx(float(values['l_pix']), rel=2e-4)
     assert 'Validation, 2 network evaluations an image:' in process.stdout
 
 

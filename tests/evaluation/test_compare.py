@@ -128,18 +128,19 @@ def test_a_folder_of_something_else_is_left_alone(folder, compared):
 
 
 def test_pictures_are_found_by_the_names_of_basicsr(tmp_path):
-    from rdbm_plugin.evaluation.methods import find_picture
+    from rdbm_plugin.evaluation.methods import Method, find_picture
     folder = tmp_path / 'run'
     for value, name in enumerate(('1_run', '1_2_run', '3', '3_x'), 1):
         (folder / 'visualization/a/sub').mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f'visualization/a/{name}.png'), np.full((2, 2, 3), value, np.uint8))
         cv2.imwrite(str(folder / f'visualization/a/sub/{name}.png'), np.full((2, 2, 3), 10 * value, np.uint8))
-    values = [cv2.imread(str(find_picture(folder, 'a', name)))[0, 0, 0] for name in ('1', '1_2', '3', 'sub/1')]
+    method = Method('x', folder)
+    values = [cv2.imread(str(find_picture(method, 'a', name)))[0, 0, 0] for name in ('1', '1_2', '3', 'sub/1')]
     assert values == [1, 2, 3, 10]
     cv2.imwrite(str(folder / 'visualization/a/4_p.png'), np.zeros((2, 2, 3), np.uint8))
     cv2.imwrite(str(folder / 'visualization/a/4_q.png'), np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(OptionError, match=r'2 pictures could be a/4: 4_p\.png, 4_q\.png'):
-        find_picture(folder, 'a', '4')
+        find_picture(method, 'a', '4')
 
 
 def test_of_finished_work_those_that_fit_are_compared_and_the_others_named(folder, compared):
@@ -201,13 +202,13 @@ def test_an_untrained_file_says_how_to_train_it(folder):
 
 # -------------------------------------------------------------------------------------------------------------- tables
 
-ROWS = [Scores(DEGRADED, {'a': {'psnr': 99.0}}, None), Scores('one', {'a': {'psnr': 30.001}}, None),
-        Scores('t_wo', {'a': {'psnr': 30.004}}, None), Scores('three', {'a': {'psnr': 29.5}}, None)]
+ROWS = [Scores(name, {'a': {'psnr': value}}, None, {'a': 7}) for name, value in (
+    (DEGRADED, 99.0), ('one', 30.001), ('t_wo', 30.004), ('three', 29.5))]
 
 
 def test_values_that_look_equal_share_a_place_and_the_input_has_none():
     assert metric_table(ROWS, 'psnr', 'higher', '**{}**', '__{}__') == [
-        ['psnr', 'a'], [DEGRADED, '99.00'], ['one', '**30.00**'], ['t_wo', '**30.00**'], ['three', '__29.50__']]
+        ['psnr', 'a (7)'], [DEGRADED, '99.00'], ['one', '**30.00**'], ['t_wo', '**30.00**'], ['three', '__29.50__']]
     assert metric_table(ROWS, 'psnr', 'lower', '**{}**')[4] == ['three', '**29.50**']
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rdbm_plugin.evaluation.cost import PeakMemory
+from rdbm_plugin.evaluation.cost import peak_memory
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='measured under Linux')
@@ -16,6 +16,6 @@ def test_memory_that_earlier_work_left_to_the_allocator_counts(side):
     def work():
         return [torch.ones(side, side) for _ in range(count)]
     for _ in range(2):
-        with PeakMemory(torch.device('cpu')) as found:
+        with peak_memory(torch.device('cpu')) as found:
             work()
         assert found.mib == pytest.approx(150, rel=0.2)

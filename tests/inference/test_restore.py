@@ -9,11 +9,12 @@ import torch
 from conftest import ROOT, command
 from foreign_damage import KINDS, damage
 from PIL import Image
+from rounding import UNIT, doubled, within_rounding
 
 from rdbm_plugin import OptionError, Restorer
 from rdbm_plugin.archs.checkpoint import SHIPPED
 from rdbm_plugin.commands import restore as cli
-from rdbm_plugin.data.photo_file import read_photo
+from rdbm_plugin.data.photo_file import MISSING, Photo, read_photo, write_photo
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
 
 
@@ -67,10 +68,12 @@ def test_shipped_weights_do_not_harm_what_another_hand_has_damaged(photos):
     pytest.param(task, tile, marks=pytest.mark.slow)
     for task, tile in (('derain', 128), ('dehaze', 128), ('dehaze', 192)))])
 def test_tiles_cost_less_than_0_05_db(restore, photos, task, tile):
+    """And gain no more than that, but for thick haze in tiles below the 192 pixels that docs/restore.md asks for."""
     tiled = Restorer(device='cpu', steps=2, tile=tile)
+    most = 0.25 if (task, tile) == ('dehaze', 128) else 0.05
     for each in photos[task]:
         whole, parts = restore(each['lq']), tiled(each['lq'])
-        assert abs(psnr(parts, each['gt']) - psnr(whole, each['gt'])) < 0.05
+        assert -0.05 < psnr(parts, each['gt']) - psnr(whole, each['gt']) < most
         assert not torch.equal(whole, parts)
 
 
@@ -87,13 +90,17 @@ def test_arrays_come_back_as_they_are(restore, kind):
     tensor = torch.from_numpy((image / np.float32(top)).astype(np.float32))
     tensor = tensor.expand(3, *shape) if kind == 'gray' else tensor.permute(2, 0, 1)
     expected = restore(tensor).permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(out / top, expected.mean(axis=2) if kind == 'gray' else expected, atol=0.51 / top + 1e-6)
+    # Both round the same numbers to float32 a few times on their way in and out, and one of them to whole numbers.
+    step = 0.5 / top if dtype.kind == 'u' else 0
+    np.testing.assert_allclose(out / top, expected.mean(axis=2) if kind == 'gray' else expected, rtol=0,
+                               atol=step + 8 * UNIT)
 
 
 def test_batch_of_tensors_equals_its_images(restore):
-    batch = torch.rand(2, 3, 40, 56)
-    out = restore(batch)
-    torch.testing.assert_close(out, torch.stack([restore(image) for image in batch]), atol=1e-5, rtol=0)
+    batch = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact = (restore.sampler(doubled(restore.network), 2 * batch.double() - 1).x0 + 1) / 2
+    assert within_rounding(restore(batch), torch.stack([restore(image) for image in batch]), exact)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (3, 200), (65, 7)])
@@ -243,6 +250,34 @@ def test_files_folders_and_patterns(run, tmp_path):
     assert read_photo(tmp_path / 'out/1_compare.png').rgb.shape == (20, 60, 3)
     status, text = run('c.png', '-o', 'other/name.jpg')
     assert status == 0 and (tmp_path / 'other/name.jpg').is_file()
+
+
+def test_formats_of_today_keep_their_format_where_it_can_be_written(run, tmp_path):
+    (tmp_path / 'in').mkdir()
+    smooth = np.linspace(0, 255, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
+    for name in ('a.gif', 'b.jp2'):
+        Image.fromarray(smooth).save(tmp_path / 'in' / name)
+    for suffix in ('.avif', '.heic', '.exr', '.tif'):
+        if suffix not in MISSING:
+            write_photo(tmp_path / f'in/c{suffix}', Photo(smooth if suffix in ('.avif', '.heic')
+                                                          else smooth.astype(np.float32) / 255))
+    status, text = run('in', '-o', 'out')
+    assert status == 0, text
+    expected = {'a.png', 'b.png', 'c.tif', *(f'c{suffix}' for suffix in {'.avif', '.heic', '.exr'} - set(MISSING))}
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == expected
+    assert read_photo(tmp_path / 'out/c.tif').rgb.dtype == np.float32
+
+
+def test_files_that_are_no_known_image_are_counted_by_suffix(run, tmp_path, monkeypatch):
+    write(tmp_path / 'in/1.png')
+    for name in ('2.HEIC', '3.heic', 'deep/4.heic', '5.psd', 'README', '.hidden'):
+        (tmp_path / 'in' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'in' / name).write_bytes(b'?')
+    monkeypatch.setitem(MISSING, '.heic', 'pillow-heif')
+    status, text = run('in', '-o', 'in/out')
+    assert status == 0
+    assert ('1 of 1 images restored to in/out; left out: 1 without suffix, 3 .heic (pip install pillow-heif), 1 .psd'
+            in text.splitlines())
 
 
 def test_earlier_results_are_no_inputs(run, tmp_path):

@@ -1,7 +1,9 @@
 """mmengine's Runner trains, validates and resumes the same model, in one process and in two with gloo."""
+import logging
 import math
 import sys
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ pytest.importorskip('mmengine')
 
 from mmengine.config import Config
 from mmengine.logging import MessageHub
+from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, TASK_UTILS
 from mmengine.structures import BaseDataElement
 
@@ -19,7 +22,7 @@ from rdbm_plugin.archs.checkpoint import from_mmengine, read_parameters, to_mmen
 from rdbm_plugin.bridge import FlowMatching
 from rdbm_plugin.mmengine.__main__ import main
 from rdbm_plugin.mmengine.launch import build_runner, read_config
-from rdbm_plugin.mmengine.training import Bf16OptimWrapper
+from rdbm_plugin.mmengine.training import Bf16OptimWrapper, RepeatableHook
 
 QUICKSTART = ROOT / 'options/mmengine/rdbm_quickstart.py'
 TINY = '''
@@ -120,6 +123,63 @@ def test_resumed_run_ends_bit_for_bit_as_the_whole_one(whole, tmp_path, workers)
         assert largest_gap(one[part], other[part]) == 0
     assert one['param_schedulers'] == other['param_schedulers']
     assert one['message_hub']['runtime_info']['keep_ckpt_ids'] == [2, 4]
+
+
+def cosine(base, length, places):
+    return [1e-6 + (base - 1e-6) * (1 + math.cos(math.pi * place / length)) / 2 for place in places]
+
+
+STEPS = '''
+param_scheduler = dict(_delete_=True, type='MultiStepLR', by_epoch=False, milestones=[2, 5], gamma=0.1)
+'''
+OTHER = 'Resumed with another option than before: '
+
+
+@pytest.mark.parametrize(('start', 'more', 'changes', 'rates', 'words'), [
+    ('iter_4', '', {'train_cfg__max_iters': 6, 'param_scheduler__T_max': 10}, cosine(1e-3, 10, (4, 5)),
+     [OTHER + 'train_cfg: max_iters: 4 -> 6', OTHER + 'param_scheduler: T_max: 4 -> 10']),
+    ('iter_2', '', {'optim_wrapper__optimizer__lr': 5e-4, 'optim_wrapper__optimizer__weight_decay': 0.5},
+     cosine(5e-4, 4, (2, 3)), [OTHER + 'optim_wrapper: optimizer: lr: 0.001 -> 0.0005']),
+    ('of_old', STEPS, {'train_cfg__max_iters': 6}, [1e-4, 1e-5],
+     ['The checkpoint does not tell which options it was trained with']),
+])
+def test_a_resumed_run_takes_rates_and_lengths_of_the_config(whole, tmp_path, start, more, changes, rates, words):
+    """Rates are those of a run that had this config from its start."""
+    old = load(whole[1] / 'iter_4.pth')
+    del old['meta']['options']
+    torch.save(old, whole[1] / 'of_old.pth')
+    again = runner(tiny(tmp_path, more=more), tmp_path, resume=True, load_from=str(whole[1] / f'{start}.pth'),
+                   train_cfg__val_begin=9, **changes)
+    again.train()
+    assert again.message_hub.get_scalar('train/lr').data[0] == pytest.approx(rates, rel=1e-12)
+    group, = again.optim_wrapper.param_groups
+    assert group['weight_decay'] == changes.get('optim_wrapper__optimizer__weight_decay', 1e-4)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert all(each in log for each in words)
+    assert all(state['step'] == again.iter for state in again.optim_wrapper.optimizer.state.values())
+
+
+def test_schedules_by_epoch_stand_where_those_of_a_run_do():
+    """Warm-up by iteration and steps by epoch, of three iterations each, over two groups of parameters."""
+    def made(rate):
+        groups = [{'params': torch.nn.Parameter(torch.ones(1)), 'lr': each} for each in (rate, 2 * rate)]
+        optimizer = OptimWrapper(torch.optim.SGD(groups, lr=rate))
+        return optimizer, [MultiStepLR(optimizer, milestones=[1, 3]), LinearLR(optimizer, 0.2, by_epoch=False, end=5)]
+
+    trained, schedules = made(0.1)
+    for iteration in range(1, 12):
+        schedules[1].step()
+        if iteration % 3 == 0:
+            schedules[0].step()
+    fresh = SimpleNamespace(cfg=Config({'resume': True}), logger=logging.getLogger())
+    fresh.optim_wrapper, fresh.param_schedulers = made(0.1)
+    checkpoint = {'meta': {'iter': 11, 'epoch': 3}, 'param_schedulers': [], 'optimizer': made(9.0)[0].state_dict()}
+    RepeatableHook().after_load_checkpoint(fresh, checkpoint)
+    assert checkpoint['param_schedulers'] == [each.state_dict() for each in schedules]
+    assert schedules[0].get_last_value() == pytest.approx([0.1 * 0.1**2, 0.2 * 0.1**2, 0.1 * 0.1**2])
+    again, _ = made(7.0)
+    again.load_state_dict(checkpoint['optimizer'])
+    assert [group['lr'] for group in again.param_groups] == [group['lr'] for group in trained.param_groups]
 
 
 def test_two_ranks_with_half_a_batch_each_train_as_one_with_the_whole(tmp_path):

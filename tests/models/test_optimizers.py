@@ -89,15 +89,21 @@ class Capturable(torch.optim.SGD):
             group['capturable'] = True
 
 
+def step_of(optimizer, compiled=False):
+    """A training step of the smallest network."""
+    net, alone = Sum(), Ranks(False)
+    return TrainingStep(net, optimizer(net.parameters()), Objective(build_bridge(), ResidualModulatedLoss(), 1.0),
+                        TrainingSettings('none', 1.0, 1, 3, 'none', compiled), StepGuard(3, None, alone),
+                        TaskLosses(['rain'], torch.device('cpu'), alone), Progress({'manual_seed': 1}),
+                        MovingAverage())
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, 0.1, momentum=0.9)
+
+
 def test_a_bad_step_of_an_optimizer_that_does_not_wait_is_undone():
-    def step_of(optimizer):
-        net = Sum()
-        alone = Ranks(False)
-        return TrainingStep(net, optimizer(net.parameters()), Objective(build_bridge(), ResidualModulatedLoss(), 1.0),
-                            TrainingSettings('none', 1.0, 1, 3, 'none', False), StepGuard(3, None, alone),
-                            TaskLosses(['rain'], torch.device('cpu'), alone), Progress({'manual_seed': 1}),
-                            MovingAverage())
-    waiting, deferred = step_of(lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)), step_of(Capturable)
+    waiting, deferred = step_of(momentum), step_of(Capturable)
     assert waiting.waits and not deferred.waits
     gt = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for iteration in range(1, 6):

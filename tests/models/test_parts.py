@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rounding import of_sums
 from torch import nn
 
 import rdbm_plugin.models  # noqa: F401  lets BasicSR be imported
 
-from basicsr.models.lr_scheduler import CosineAnnealingRestartLR  # isort: skip
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR  # isort: skip
 from rdbm_plugin.archs.checkpoint import SELF_CONTAINED, options_in
 from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.losses.draws import Draws
@@ -23,7 +24,7 @@ from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
 from rdbm_plugin.models.checkpoints import Checkpoints, surviving
 from rdbm_plugin.models.interruption import Interruption
 from rdbm_plugin.models.ranks import Ranks
-from rdbm_plugin.models.resuming import FreshSettings, Loop, Progress, progress_of
+from rdbm_plugin.models.resuming import Loop, Progress, replay, with_settings
 from rdbm_plugin.models.step_guard import NonFiniteLoss, StepGuard
 from rdbm_plugin.models.task_losses import TaskLosses
 from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingSettings, TrainingStep
@@ -119,7 +120,6 @@ def test_progress_goes_on_without_a_word_where_nothing_has_changed():
     progress = Progress(OPT)
     assert list(progress.resume(saved())) == []
     assert (progress.epoch, progress.saved_iter, progress.tried_iter, progress.validated) == (1, 6, 6, True)
-    assert not progress.optimizer_changed(saved())
 
 
 def test_every_option_that_has_changed_is_named():
@@ -129,14 +129,13 @@ def test_every_option_that_has_changed_is_named():
     assert found[0] == 'manual_seed was 3 until now and is 4 from here.'
     assert [text.removeprefix('Resumed with another option than before: ') for text in found[1:]] == [
         "bridge: modulation: 'residual' -> 'one'", 'train: optim_g: lr: 0.001 -> 0.0001', "train: amp: None -> 'bf16'"]
-    assert progress.optimizer_changed(saved())
 
 
 def test_state_of_basicsrs_own_models_is_gone_on_with():
     progress = Progress(OPT)
     state = {'epoch': 1, 'iter': 6}
     assert ['written by BasicSR' in text for text in progress.resume(state)] == [True]
-    assert progress.saved_iter == 6 and not progress.optimizer_changed(state)
+    assert progress.saved_iter == 6
 
 
 @pytest.mark.parametrize(('due', 'done', 'validated'), [(True, None, False), (True, 5, False), (True, 6, True),
@@ -160,19 +159,39 @@ def optimizer(lr, period, steps=0):
 
 def test_the_option_file_decides_about_a_resumed_schedule_and_rate():
     """After 4 of 20 iterations at a tenth of the rate the schedule stands where a new one of that length would."""
-    old, old_schedule = optimizer(1e-2, 10, steps=4)
+    old, _ = optimizer(1e-2, 10, steps=4)
     new, schedule = optimizer(1e-3, 20)
-    fresh = FreshSettings([new], [schedule])
-    new.load_state_dict(old.state_dict())
-    schedule.load_state_dict(progress_of(old_schedule))
-    fresh.put_back_schedules()
-    assert (schedule.periods, schedule.last_epoch) == ([20], 4)
-    fresh.put_back_optimizers()
-    assert new.param_groups[0]['initial_lr'] == schedule.base_lrs[0] == 1e-3
-    assert new.param_groups[0]['lr'] == pytest.approx(old.param_groups[0]['lr'] / 10)
+    replay(lambda _: schedule.step(), 4)
+    new.load_state_dict(with_settings(old.state_dict(), new.state_dict()))
+    group, = new.param_groups
+    assert (schedule.last_epoch, group['initial_lr']) == (4, 1e-3)
+    assert group['lr'] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 4 / 20)) / 2)
+    new.param_groups[0]['params'][0].grad = torch.ones(2)
     new.step()
     schedule.step()
-    assert new.param_groups[0]['lr'] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 20)) / 2)
+    assert group['lr'] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 20)) / 2)
+
+
+def test_the_option_file_decides_about_milestones():
+    """The old one was passed, the new one lies ahead: the rate is back, and falls there."""
+    made = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    schedule = MultiStepRestartLR(made, milestones=[6], gamma=0.1)
+    replay(lambda _: schedule.step(), 4)
+    saved = {'state': {}, 'param_groups': [{**made.state_dict()['param_groups'][0], 'lr': 0.01}]}
+    made.load_state_dict(with_settings(saved, made.state_dict()))
+    rates = []
+    for _ in range(3):
+        rates.append(made.param_groups[0]['lr'])
+        made.step()
+        schedule.step()
+    assert [*rates, made.param_groups[0]['lr']] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_what_an_optimizer_has_found_out_is_kept_with_new_settings():
+    saved = {'state': {0: 'averages'}, 'param_groups': [{'lr': 1.0, 'betas': (0.9, 0.99), 'step': 7, 'params': [0]}]}
+    fresh = {'state': {}, 'param_groups': [{'lr': 0.5, 'betas': (0.8, 0.9), 'params': [3]}]}
+    assert with_settings(saved, fresh) == {'state': {0: 'averages'}, 'param_groups': [
+        {'lr': 0.5, 'betas': (0.8, 0.9), 'step': 7, 'params': [0]}]}
 
 
 @pytest.mark.parametrize(('epoch', 'iteration', 'skipped'), [(0, 0, [(0, 0)]), (1, 8, [(1, 8)]), (1, 12, [(1, 24)]),
@@ -270,6 +289,14 @@ def step_of(micro_batches=1, lr=0.1, clip=math.inf, share=0.0):
                         TaskLosses(['rain', 'snow'], torch.device('cpu'), ALONE), Progress(OPT), MovingAverage())
 
 
+SUMS = of_sums(4 * 8 * 8)
+"""For gradients of a mean over the pixels of four images: what is added up is at most 1 in all."""
+
+
+def largest_gap(a, b):
+    return float((a - b).detach().abs().max())
+
+
 def pairs(count=4):
     gt = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return Batch(gt / 2, gt, ['rain', 'snow'] * (count // 2), ['x.png'] * count)
@@ -285,7 +312,7 @@ def test_a_step_at_node_t_is_regression_on_the_residual():
     step.run(1, batch)
     assert step.read() == {'l_pix': pytest.approx(loss.item())}
     expected = by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad
-    assert torch.allclose(step.net.conv.weight, expected, atol=1e-7)
+    assert largest_gap(step.net.conv.weight, expected) < SUMS
     assert set(step.task_losses.means()) == {'l_rain', 'l_snow'}
 
 
@@ -293,7 +320,7 @@ def test_parts_of_a_batch_give_its_gradient_and_a_clipped_one_its_norm():
     whole, parts, clipped = step_of(), step_of(micro_batches=3), step_of(clip=0.01)
     for step in (whole, parts, clipped):
         step.run(1, pairs())
-    assert torch.allclose(whole.net.conv.weight.grad, parts.net.conv.weight.grad, atol=1e-7)
+    assert largest_gap(whole.net.conv.weight.grad, parts.net.conv.weight.grad) < SUMS
     norm = torch.cat([p.grad.flatten() for p in clipped.parameters]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
@@ -331,7 +358,7 @@ def test_passes_add_up_the_gradients_of_their_states():
     for each in (step, parts):
         each.run(1, batch)
         assert each.read() == {'l_pix': pytest.approx(loss.item())}
-        assert torch.allclose(each.net.conv.weight, by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad, atol=1e-6)
+        assert largest_gap(each.net.conv.weight, by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad) < SUMS
 
 
 def test_steps_are_read_later_where_that_saves_waiting(log, tmp_path):

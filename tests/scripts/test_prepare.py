@@ -147,8 +147,7 @@ def test_all_bad_photos_are_named_before_anything_is_written(photos, tmp_path):
 
 
 def test_a_photo_stays_on_its_side_when_others_go(photos, tmp_path):
-    process = run(tmp_path, '--out', 'out')
-    assert '11 photos have a side below 256 pixels' in process.stdout
+    run(tmp_path, '--out', 'out')
     sides = sources(tmp_path / 'out/derain')
     removed = sorted(sides['train'])[:3]
     for name in removed:

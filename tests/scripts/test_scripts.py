@@ -16,7 +16,7 @@ FAMILY = ROOT / 'options/suites/family.yml'
 def test_bridges_are_drawn(tmp_path):
     command(ROOT / 'scripts/study/plot_bridge.py', ROOT / 'options/train_rdbm_universal.yml', FAMILY, '--out', 'plots',
             cwd=tmp_path)
-    for name in ('coefficients', 'rnr', 'paths', 'noise_map'):
+    for name in ('coefficients', 'rnr', 'noise_map'):
         picture = cv2.imread(str(tmp_path / f'plots/{name}.png'))
         assert min(picture.shape[:2]) > 200 and picture.std() > 10
 
@@ -42,36 +42,15 @@ def test_quickstart_begins_with_the_shipped_weights_or_without(scratch, tmp_path
     assert apart > 0.01 if scratch else apart < 1e-6
 
 
-def test_inpainting_example_keeps_what_is_known(tmp_path):
-    process = command(ROOT / 'scripts/examples/example_inpainting.py', '--checkpoint', 'shipped', '--steps', 2,
-                      cwd=tmp_path)
-    lines = [line for line in process.stdout.splitlines() if 'pixels known' in line]
-    assert len(lines) == 2
-    found = [[float(part.split()[-1]) for part in line.split('PSNR')[1].split(',')] for line in lines]
-    # Equal where the network leaves a photo as it is; tests/samplers has what consistency does in closed form.
-    assert all(guided >= restored for _, restored, guided in found)
-    assert cv2.imread(str(tmp_path / 'inpainting.png')) is not None
-
-
 @pytest.mark.alone
 def test_the_cost_of_sampling_and_training_is_measured(tmp_path):
-    process = command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer',
-                      '--rounds', 2, cwd=tmp_path)
+    command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'sampler', 'trainer', '--rounds', 2,
+            cwd=tmp_path)
     rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
     ratios = {row['what']: row for row in rows if 'ratio' in row}
     assert len(ratios) >= 6 and all(row['low'] <= row['ratio'] <= row['high'] for row in ratios.values())
     slow = {what: row for what, row in ratios.items() if '<= 1.0' in row['bound'] and row['ratio'] >= 1.5}
     assert not slow, 'far from any noise'
-    assert cv2.imread(str(tmp_path / 'benchmark.png')).std() > 10 and '(no plot' not in process.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-def test_time_grows_with_pixels_and_evaluations(tmp_path):
-    command(ROOT / 'scripts/study/benchmark.py', '--device', 'cpu', '--parts', 'growth', '--rounds', 3,
-            '--largest', 512, cwd=tmp_path)
-    rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
-    assert 0.8 < next(row for row in rows if row['what'] == 'seconds against evaluations')['exponent'] < 1.2
 
 
 @pytest.mark.slow
@@ -117,3 +96,4 @@ def test_the_check_of_a_gpu_runs_dry(tmp_path):
         assert what in found, process.stdout
     assert not [row for row in rows if row['verdict'] == 'FAIL'] and 'resumed against at once' in process.stdout
     assert [row['value'] for row in rows if row['what'].startswith('resumed')] == [0]
+    assert [row['value'] for row in rows if row['what'].startswith('train, prefetch_mode: cpu')] == [1, 0]

@@ -1,15 +1,13 @@
 """The study: rows are trained at equal compute, scored on three sets, laid out, and not trained twice."""
 import json
 import re
-from functools import partial
 
 import numpy as np
 import pytest
-import study_darkness
 import yaml
 from conftest import ROOT, command
 from PIL import Image
-from study_darkness import darkened
+from score_weights import darkened
 from study_layout import figures_in, page, tables
 
 SUITE = ROOT / 'options/suites/study.yml'
@@ -92,18 +90,16 @@ def test_all_rows_and_seeds_are_known_and_a_wrong_name_is_named(small):
 
 
 def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
-    darkness = partial(command, ROOT / 'scripts/study/study_darkness.py', cwd=small.parent, check=False)
-    words = ['photos', '--suite', small, '-o', 'dark.json', '--seeds', 0]
-    process = darkness(*words)
-    assert process.returncode == 1 and 'found no training in experiments/' in process.stdout
-    process = darkness(*words, '--rows', 'residul')
-    assert process.returncode == 2 and "study_darkness.py: error: --rows: found 'residul'" in process.stdout
-    study(small, '--rows', 'regression', '--seeds', 0)
-    output = darkness(*words).stdout
+    words = ['--rows', 'regression', '--seeds', 0]
+    study(small, *words)
+    model, = small.parent.glob('experiments/*/models/net_g_latest.pth')
+    trained = model.stat().st_mtime_ns
+    output = study(small, *words, '--darkness', '-o', 'dark.json').stdout
     (found,) = json.loads((small.parent / 'dark.json').read_text())
-    assert found['row'] == 'regression' and len(found['restored']) == 5
-    assert f'| `regression` | {found["restored"]["own"][0]:.2f} |' in output
-    assert output.endswith(darkness('--tables', 'dark.json').stdout)
+    assert model.stat().st_mtime_ns == trained, 'nothing is trained twice'
+    assert found['row'] == 'regression' and len(found['restored']['1']) == 5 and set(found['restored']) == {'1'}
+    assert f'| `regression` | {found["restored"]["1"]["own"][0]:.2f} |' in output
+    assert output.endswith(study(small, '--tables', 'dark.json').stdout)
     assert (small.parent / 'dark_brightness.png').stat().st_size > 1000
 
 
@@ -119,11 +115,11 @@ def test_kinds_of_darkness_differ_in_what_they_say():
 
 def test_tables_of_the_page_are_those_of_the_files():
     text = (ROOT / 'RESULTS.md').read_text(encoding='utf-8')
-    files = {'study_cpu': partial(tables, suite=SUITE), 'darkness_cpu': study_darkness.tables}
     folder = ROOT / 'docs/results'
-    assert {path.stem for path in folder.glob('*.json')} == set(files)
-    for name, laid in files.items():
-        found = laid(figures_in(folder / f'{name}.json'))
+    names = {path.stem for path in folder.glob('*.json')}
+    assert names == {'study_cpu', 'darkness_cpu'}
+    for name in names:
+        found = tables(figures_in(folder / f'{name}.json'), SUITE)
         assert (folder / f'{name}.md').read_text(encoding='utf-8') == page(found)
         assert f'docs/results/{name}.json' in text and f'(docs/results/{name}.md)' in text
         for title, table in found.items():

@@ -177,21 +177,20 @@ def test_the_suite_that_the_page_shows_trains_a_rival_on_pairs(prepared, tmp_pat
     assert '| edsr |' in (tmp_path / 'suite/table.md').read_text(encoding='utf-8')
 
 
-def test_a_suite_goes_on_after_a_failure_and_budgets_time(tmp_path):
+def test_a_suite_goes_on_after_a_failure(tmp_path):
     good = row_file('baselines', 'edsr_t', tmp_path)
     text = good.read_text(encoding='utf-8').replace('num_block: 4', 'num_blocks: 4')
     (tmp_path / 'bad.yml').write_text(text.replace('name: edsr_t', 'name: bad'))
-    process = command(ROOT / 'scripts/study/run_suite.py', 'bad.yml', good, '--minutes', 0.02, '-o', 'suite',
+    process = command(ROOT / 'scripts/study/run_suite.py', 'bad.yml', good, '--iters', 2, '-o', 'suite',
                       '--sets', good, '--force_yml', *SMALL, cwd=tmp_path, check=False)
     assert process.returncode == 1 and 'edsr_t: trained in' in process.stdout and "'num_blocks'" in (
         tmp_path / 'suite/logs/bad.log').read_text()
-    assert re.search(r'"iterations": \d+', (tmp_path / 'suite/logs/edsr_t.json').read_text())
-    assert not list((tmp_path / 'experiments').glob('*_trial'))
 
 
 def test_rows_are_written_as_option_files_and_unknown_ones_named(tmp_path):
     run = [ROOT / 'scripts/study/run_suite.py', ROOT / 'options/suites/published.yml', '--write', 'own']
-    assert command(*run, cwd=tmp_path).stdout.split() == ['own/test_goub.yml', 'own/test_irsde.yml']
+    assert command(*run, cwd=tmp_path).stdout.split() == [
+        f'own/{name}.yml' for name in ('test_goub', 'test_irsde', 'train_rdbm_code')]
     assert read_option_file(tmp_path / 'own/test_goub.yml')['bridge']['type'] == 'OUBridge'
     process = command(*run, '--rows', 'goub', cwd=tmp_path, check=False)
     assert process.returncode == 2 and "--rows: found 'goub'" in process.stdout

@@ -47,12 +47,7 @@ class Ranges:
 
 
 class Strength:
-    """Draws numbers of one sample around its strength, so that what is heavy is heavy in most respects.
-
-    Args:
-        value: 0 (light) to 1 (heavy).
-        rng: What it draws from.
-    """
+    """Draws numbers of a sample around its strength, 0 (light) to 1 (heavy), so that it is heavy in most respects."""
 
     def __init__(self, value: float, rng: Generator) -> None:
         self.value, self.rng = value, rng
