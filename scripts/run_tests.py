@@ -1,6 +1,6 @@
-"""Sets up .venv and runs the linter and the tests: side by side, then those that measure time.
+"""Sets up .venv and runs the linter and the tests: side by side, then those that measure time or need a GPU.
 
-    python3 scripts/run_tests.py             # under 8 minutes on two cores, and 2 to set up
+    python3 scripts/run_tests.py             # under 5 minutes on two cores, and 2 to set up
     python3 scripts/run_tests.py --slow      # the proofs at length as well: series of kills, long fuzzing, a 4K image
     python3 scripts/run_tests.py ARGUMENTS   # of pytest, instead
 
@@ -12,6 +12,10 @@ import subprocess
 import sys
 
 from environment import ROOT, prepare
+
+GPUS = ('CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES')
+"""What torch asks which GPUs it may use."""
+PROBE = 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 
 
 def install_browser() -> None:
@@ -28,18 +32,31 @@ def install_browser() -> None:
             return
 
 
+def rounds(given: list[str]) -> list[tuple[list[str], bool]]:
+    """Arguments of every call of pytest, and whether its processes see GPUs."""
+    if given and given != ['--slow']:
+        return [(given, 'gpu' in given)]
+    less, processes = '' if given else ' and not slow', str(max(2, min(4, os.cpu_count() or 1)))
+    return [(['-m', f'not alone and not gpu{less}', '-n', processes, '--dist', 'worksteal'], False),
+            (['-m', f'alone and not gpu{less}'], False), (['-m', f'gpu{less}'], True)]
+
+
+def environment(gpus: bool) -> dict[str, str]:
+    """Of the processes; one thread each, as they run side by side, unless the caller wants more."""
+    found = {'OMP_NUM_THREADS': '1', **os.environ, **({'RDBM_FUZZ': '10'} if '--slow' in sys.argv else {})}
+    return found if gpus else {**found, **dict.fromkeys(GPUS, '')}
+
+
 def main() -> int:
     """Run all and return the first status that is not 0."""
     python = str(prepare('test'))
     install_browser()
-    given = sys.argv[1:]
-    slow, less = given == ['--slow'], '' if given == ['--slow'] else ' and not slow'
-    processes = str(max(2, min(4, os.cpu_count() or 1)))
-    rounds = [given] if given and not slow else [
-        ['-m', f'not alone{less}', '-n', processes, '--dist', 'worksteal'], ['-m', f'alone{less}']]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **({'RDBM_FUZZ': '10'} if slow else {})}
-    for command in (['ruff', 'check', '.'], *(['pytest', *arguments] for arguments in rounds)):
-        status = subprocess.run([python, '-m', *command], cwd=ROOT, env=environment).returncode
+    calls = [(['ruff', 'check', '.'], False), *((['pytest', *words], gpus) for words, gpus in rounds(sys.argv[1:]))]
+    for words, gpus in calls:
+        if gpus and subprocess.run([python, '-c', PROBE]).returncode:
+            print('torch sees no GPU: the tests that need one were left out.', flush=True)
+            continue
+        status = subprocess.run([python, '-m', *words], cwd=ROOT, env=environment(gpus)).returncode
         if status:
             return status
     return 0

@@ -2,12 +2,14 @@
 import atexit
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import contextmanager, redirect_stdout
+from fcntl import LOCK_EX, flock
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -16,12 +18,14 @@ from unittest.mock import patch
 
 import pytest
 
+import rdbm_plugin.basicsr_host.compat  # noqa: F401  lets any test import BasicSR first
+
 ROOT = Path(__file__).resolve().parent.parent
 
 TINY = {  # the smallest run that does everything
     'num_gpu': 0, 'datasets:train:gt_size': 16, 'datasets:train:batch_size_per_gpu': 5,
     'datasets:train:num_worker_per_gpu': 0, 'network_g:variant': 'T', 'val:sampler:steps': 2,
-    **{f'datasets:val_{i}:gt_size': 24 for i in range(1, 6)},
+    'logger:use_tb_logger': 'false', **{f'datasets:val_{i}:gt_size': 24 for i in range(1, 6)},
 }
 
 
@@ -88,10 +92,10 @@ WARM, COOL = WarmPython('all'), WarmPython('torch')
 
 
 def environment(env=None):
-    """Of a process: the plugin is on its path, behind what ``env`` has there; one thread, as tests run side by side."""
+    """Of a process: the plugin is on its path, behind what ``env`` has there; one thread unless more are asked for."""
     env = dict(env or {})
     paths = [*env.pop('PYTHONPATH', '').split(os.pathsep), str(ROOT), os.environ.get('PYTHONPATH')]
-    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **env}
+    return {'OMP_NUM_THREADS': '1', **os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), **env}
 
 
 def command(*arguments, cwd, env=None, check=True, fresh=False):
@@ -138,7 +142,10 @@ def basicsr_into(folder, loader=LOADER):
     """BasicSR 1.4.2 as from PyPI, with another YAML loader if wanted, and our option files beside it."""
     from rdbm_plugin.basicsr_host.codebase import look_at, undoing
     shutil.copytree(basicsr_folder(), folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(ROOT / 'options', folder / 'options')
+    shutil.copytree(ROOT / 'options', folder / 'options', copy_function=shutil.copyfile)
+    # Folders are copied with their modes, and those of the clone may be read-only.
+    for each in (folder / 'options', *filter(Path.is_dir, (folder / 'options').rglob('*'))):
+        each.chmod(0o755)
     options = folder / 'basicsr/utils/options.py'
     text = options.read_text()
     assert text.count(LOADER) == 1
@@ -156,6 +163,23 @@ def doctor(*arguments):
     return printed.getvalue()
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('gpu'):
+        import torch
+        if not torch.cuda.is_available():
+            pytest.skip('torch sees no GPU')
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers():
+    """What a test draws without a seed of its own does not depend on the tests before it."""
+    import numpy as np
+    import torch
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
     """A folder with datasets/universal in it, as prepare_universal.py --lmdb makes it by default.
@@ -163,14 +187,24 @@ def prepared(tmp_path_factory):
     And one photo of scikit-image in each part of datasets/bsds500, which options/train_rdbm_shipped.yml reads, and the
     pairs of one task in datasets/pairs.
     """
-    folder = tmp_path_factory.mktemp('prepared')
+    # Processes that run tests side by side share one.
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'prepared'
+    folder.mkdir(exist_ok=True)
+    with (folder / 'lock').open('w') as lock:
+        flock(lock, LOCK_EX)
+        if not (folder / 'datasets/pairs').exists():
+            prepare(folder)
+    return folder
+
+
+def prepare(folder):
     photo = Path(find_spec('skimage').origin).parent / 'data/coffee.png'
     for part in ('train', 'val', 'test'):
         (folder / 'datasets/bsds500' / part).mkdir(parents=True)
         shutil.copy(photo, folder / 'datasets/bsds500' / part)
     command(ROOT / 'scripts/data_preparation/prepare_universal.py', '--lmdb', cwd=folder)
     (folder / 'datasets/pairs').symlink_to('universal/derain')
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -197,12 +231,13 @@ def demo(*arguments, cwd, env):
             [sys.executable, '-m', 'rdbm_plugin', 'demo', '--no-browser', '--port', str(port), '--device', 'cpu',
              *map(str, arguments)], cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
-            for _ in range(600):
+            until = time.monotonic() + 300
+            while True:
                 try:
                     create_connection(('127.0.0.1', port), 1).close()
                     break
                 except OSError:
-                    assert process.poll() is None, (Path(cwd) / 'demo.log').read_text()
+                    assert process.poll() is None and time.monotonic() < until, (Path(cwd) / 'demo.log').read_text()
                     time.sleep(0.2)
             yield f'http://127.0.0.1:{port}'
         finally:

@@ -1,8 +1,8 @@
 """Processes that load data, when the run is interrupted and when it ends. Needs torch only."""
-import atexit
 import multiprocessing
 import signal
 from functools import cache
+from multiprocessing.util import Finalize
 
 from torch.utils.data import get_worker_info
 
@@ -17,9 +17,8 @@ def leave_signals_to_parent() -> None:
 @cache
 def end_workers_at_exit() -> None:
     """Kill data loading processes when this one ends, as they do not heed the SIGTERM that Python sends them then."""
-    # Registered later, so called earlier, than multiprocessing's own hook, which waits for them.
-    import multiprocessing.util  # noqa: F401
-    atexit.register(_kill_workers)
+    # Before multiprocessing's own hook, which waits for them; atexit is not heard of in processes that it starts.
+    Finalize(None, _kill_workers, exitpriority=100)
 
 
 def _kill_workers() -> None:

@@ -46,9 +46,18 @@ def step_taker(capture: str, work: Work, optimizer: torch.optim.Optimizer, chang
 
 def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
     """Record what ``work`` launches on the GPU, without running it; also gives where its result will be."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+    # torch before 2.4 has no copy of a generator.
+    copy = generator.clone_state() if hasattr(generator, 'clone_state') else None
+    try:
+        # Any thread that allocates would break a global recording, as that of a loader with pin_memory does.
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
+            result = work()
+    except RuntimeError:
+        # A recording that fails never tells the generator that it has ended.
+        if copy is not None:
+            generator.graphsafe_set_state(copy)
+        raise
     return graph, result
 
 
@@ -108,23 +117,28 @@ class CapturedStep:
         self.rates = [torch.tensor(float(group['lr']), device=inputs[0].device)
                       for group in self.optimizer.param_groups]
         self.optimizer.zero_grad()
-        try:
-            with self._rates_on_device():
-                self.recording, self.result = self.record(lambda: self.work(*self.inputs))
-        except RuntimeError as error:
-            self._give_up(f'{type(error).__name__}: {error}'.split('\n')[0])
-            return self.work(*inputs)
-        before = [tensor.clone() for tensor in self.changed()]
-        self._repeat(inputs)
-        repeated = [tensor.clone() for tensor in self.changed()]
-        for tensor, old in zip(self.changed(), before):
-            tensor.copy_(old)
+        # What networks draw, they draw in the plain step.
+        with torch.random.fork_rng([inputs[0].device] if inputs[0].device.type == 'cuda' else []):
+            try:
+                with self._rates_on_device():
+                    self.recording, self.result = self.record(lambda: self.work(*self.inputs))
+            except RuntimeError as error:
+                # To end a recording that has failed is an error, too; the one before it is the reason.
+                reason = error.__context__ or error
+                self._give_up(f'{type(reason).__name__}: {reason}'.split('\n')[0])
+            else:
+                before = [tensor.clone() for tensor in self.changed()]
+                self._repeat(inputs)
+                repeated = [tensor.clone() for tensor in self.changed()]
+                for tensor, old in zip(self.changed(), before):
+                    tensor.copy_(old)
         found = self.work(*inputs)
-        apart = _distance(self.changed(), repeated)
-        if apart <= 0.1 * _distance(self.changed(), before):
-            getLogger('basicsr').info('Steps are captured as a CUDA graph.')
-        else:
-            self._give_up(f'a repeated step leads elsewhere than a plain one, by {apart:g}')
+        if self.recording is not None:
+            apart = _distance(self.changed(), repeated)
+            if apart <= 0.1 * _distance(self.changed(), before):
+                getLogger('basicsr').info('Steps are captured as a CUDA graph.')
+            else:
+                self._give_up(f'a repeated step leads elsewhere than a plain one, by {apart:g}')
         return found
 
     def _give_up(self, reason: str) -> None:
@@ -144,16 +158,17 @@ class CapturedStep:
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
-        """Let the optimizer read its learning rates where a repetition finds them."""
+        """Let the optimizer read its rates where a repetition finds them; what it notes in Python is undone."""
         groups = self.optimizer.param_groups
-        before = [(group['lr'], group['capturable']) for group in groups]
+        before = [(notes, dict(notes)) for notes in (*groups, *self.optimizer.state.values())]
         for group, rate in zip(groups, self.rates):
             group['lr'], group['capturable'] = rate, True
         try:
             yield
         finally:
-            for group, (rate, capturable) in zip(groups, before):
-                group['lr'], group['capturable'] = rate, capturable
+            for notes, held in before:
+                notes.clear()
+                notes.update(held)
 
 
 def _distance(these: list[Tensor], those: list[Tensor]) -> float:

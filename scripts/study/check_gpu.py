@@ -9,6 +9,7 @@ Ends with status 1 if a check fails. Times of what is compared are taken in turn
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -17,14 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from statistics import median
-from time import perf_counter
+from statistics import mean, median
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from benchmark import in_turn, inference, matching, millions, model_step, options_of
+from benchmark import OPTIONS, in_turn, inference, matching, millions, model_step, options_of
 from plain_networks import attention_unet, naf_unet
+from suites import in_process
 from torch import Tensor, nn
 
 from rdbm_plugin import BridgeSampler, RDBMUNet, Restorer, build_bridge
@@ -331,15 +333,62 @@ def large(args: Namespace) -> Iterator[Row]:
     yield Row('   largest difference of the two', float(np.abs(both[0] - both[1]).max()), '', high=0.1)
 
 
-PARTS = {'speed': speed, 'sampler': sampler, 'waits': waits, 'resuming': resuming, 'precisions': precisions,
-         'ranks': ranks, 'memory': memory, 'large': large}
+def loop(args: Namespace) -> Iterator[Row]:
+    """Training as a command, with workers: captured, interrupted and resumed, against plain and whole."""
+    steps, captured = (12, 'auto') if args.dry else (60, 'cuda_graph')
+    for prefetch in ('cpu',) if args.dry else ('cpu', 'cuda'):
+        (whole, first), (resumed, log) = (trained(args, prefetch, mode, steps) for mode in ('none', captured))
+        losses = [[float(loss) for loss in re.findall(r'iter: +\d+, lr.*?l_pix: (\S+)', each)] for each in (first, log)]
+        what = f'train, prefetch_mode: {prefetch}'
+        done = 'Stopped by SIGTERM' in log and [*map(len, losses)] == [steps, steps]
+        yield Row(f'{what}, interrupted and resumed to its end', float(done), '', low=1)
+        if args.dry:
+            apart = max(float((whole[name] - value).abs().max()) for name, value in resumed.items())
+            yield Row(f'{what}, resumed against whole, largest difference', apart, '', high=0)
+        else:
+            yield Row(f'{what}, recordings of the step', log.count('Steps are captured'), '', 2, 2)
+            last = [mean(each[-20:]) for each in losses]
+            yield Row(f'{what}, loss of the last 20 steps, resumed / whole', last[1] / last[0], '', 0.8, 1.25)
+
+
+def trained(args: Namespace, prefetch: str, captured: str, steps: int) -> tuple[dict[str, Tensor], str]:
+    """Weights and log of a training with a validation and a checkpoint in its middle.
+
+    What is captured gets SIGTERM after two thirds, and is resumed.
+    """
+    name, half = f'loop_{prefetch}_{captured}', steps // 2
+    changes = {'name': name, 'num_gpu': int(not args.dry), 'train:capture': captured, 'train:total_iter': steps,
+               'val:val_freq': half, 'val:sampler:steps': 2, 'logger:save_checkpoint_freq': half,
+               'logger:print_freq': 1, 'logger:use_tb_logger': 'false', **{f'datasets:train:{key}': value for key, value
+               in {'num_worker_per_gpu': 2, 'pin_memory': 'true', 'prefetch_mode': prefetch, 'num_prefetch_queue': 2,
+                   'gt_size': 16 if args.dry else 64}.items()},
+               **{f'datasets:val_{number}:gt_size': 24 for number in range(1, 6) if args.dry}}
+    words = ['train', '-opt', OPTIONS, '--auto_resume', '--force_yml', *(f'{k}={v}' for k, v in changes.items())]
+    log = Path(args.folder, f'{name}.log')
+
+    def interrupt(process: Any) -> None:
+        while process.is_alive() and not (log.is_file() and f'iter:{2 * steps // 3:8,d},' in log.read_text('utf-8')):
+            sleep(0.02)
+        process.terminate()
+    if captured != 'none':
+        in_process('rdbm_plugin.__main__:main', words, log, meanwhile=interrupt)
+    if in_process('rdbm_plugin.__main__:main', words, log):
+        raise RuntimeError(f'the training failed: {log.read_text("utf-8")[-2000:]}')
+    found = torch.load(Path('experiments', name, 'models/net_g_latest.pth'), weights_only=True)
+    return found['params'], log.read_text('utf-8')
+
+
+PARTS = {'speed': speed, 'sampler': sampler, 'waits': waits, 'resuming': resuming, 'loop': loop,
+         'precisions': precisions, 'ranks': ranks, 'memory': memory, 'large': large}
 
 
 def main() -> int:
     """Check, print the table, write it."""
     args = arguments()
-    rows: list[Row] = []
+    rows, args.out = [], args.out.absolute()
     with tempfile.TemporaryDirectory() as args.folder:
+        # Where trainings make experiments/.
+        os.chdir(args.folder)
         for part in args.parts:
             print(f'{part}: {PARTS[part].__doc__.splitlines()[0]}', flush=True)
             try:
@@ -348,6 +397,7 @@ def main() -> int:
                 # The other parts are worth their minutes all the same.
                 print(f'   {type(error).__name__}: {error}', flush=True)
                 rows.append(Row(f'{part}: {type(error).__name__}', 0, '', low=1))
+        os.chdir(args.out.parent)
     card = 'CPU, dry run' if args.dry else torch.cuda.get_device_name()
     print(f'\n{card}, torch {torch.__version__}\n')
     print(aligned([['check', 'value', '', 'bound', ''],

@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ def write_row(suite: Path, name: str, row: Mapping[str, Any], folder: Path, forc
     return path
 
 
-def in_process(target: str, words: Sequence[str], log: Path | None = None, threads: int = 0) -> int:
+def in_process(target: str, words: Sequence[str], log: Path | None = None, threads: int = 0,
+               meanwhile: Callable[[Any], None] = lambda process: None) -> int:
     """Call ``module:function`` in a process of its own, and return its exit status.
 
     Args:
@@ -82,6 +83,7 @@ def in_process(target: str, words: Sequence[str], log: Path | None = None, threa
         words: The command line.
         log: File that its output is added to; default: that of this process.
         threads: Of torch; 0: as many as it likes.
+        meanwhile: Called with the process when that has started.
     """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context('forkserver' if 'forkserver' in methods else 'spawn')
@@ -89,6 +91,7 @@ def in_process(target: str, words: Sequence[str], log: Path | None = None, threa
     context.set_forkserver_preload(['rdbm_plugin.commands.pipeline'])
     process = context.Process(target=_enter, args=(target, [*map(str, words)], log, threads))
     process.start()
+    meanwhile(process)
     process.join()
     return process.exitcode or 0
 
@@ -102,6 +105,8 @@ def _enter(target: str, words: list[str], log: Path | None, threads: int) -> Non
     if threads:
         import torch
         torch.set_num_threads(threads)
+    # Else the workers of its loaders would be started like this process, each time by a server that imports anew.
+    multiprocessing.set_start_method(None, force=True)
     module, name = target.split(':')
     sys.argv = [module, *words]
     sys.exit(getattr(import_module(module), name)())

@@ -1,6 +1,7 @@
 """Size, shape and start of the U-Net, and the wrapper around other networks."""
 import pytest
 import torch
+from rounding import of_sums
 from torch import nn
 from torch.nn import functional
 
@@ -143,4 +144,5 @@ def test_a_backbone_that_does_not_pad_gets_multiples():
     whole.load_state_dict(net.state_dict())
     padded = [functional.pad(each, (0, 3, 0, 3), mode='reflect') for each in (x_t, mu)]
     # The first and the last layer see one pixel further each.
-    torch.testing.assert_close(out[..., :19, :43], whole(*padded, t)[..., :19, :43])
+    allowed = of_sums(net.tail.weight[0].numel(), float(net.tail.weight.abs().sum((1, 2, 3)).max()))
+    torch.testing.assert_close(out[..., :19, :43], whole(*padded, t)[..., :19, :43], atol=allowed, rtol=0)

@@ -85,10 +85,8 @@ def same(first, second):
 
 
 @pytest.mark.parametrize('ending', ['', '.lmdb'])
-@pytest.mark.parametrize('mode', [None, 'cpu', 'cuda'])
+@pytest.mark.parametrize('mode', [None, 'cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_batches_hold_the_quotas_with_basicsrs_loader_and_prefetchers(data, ending, mode):
-    if mode == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('needs a GPU')
     options = block(data, ending, num_worker_per_gpu=2, prefetch_mode=mode, num_prefetch_queue=2, pin_memory=False)
     dataset = made(0, options)
     loader = build_dataloader(dataset, options, num_gpu=1, sampler=EnlargedSampler(dataset, 1, 0, 2), seed=0)
@@ -149,7 +147,7 @@ def test_manual_seed_changes_order_and_crops_and_repeats_them(data):
 def test_data_do_not_depend_on_workers(data, ending, context):
     """After an LMDB has been opened in this process, too."""
     alone = epoch(block(data, ending))
-    for workers in (1, 2):
+    for workers in (1, 2) if context == 'fork' else (2,):
         assert same(alone, epoch(block(data, ending), workers, context=context))
 
 
@@ -401,7 +399,8 @@ def test_option_file_of_pairs_trains_and_logs_every_task(prepared, tmp_path):
     for line in lines:
         values = dict(re.findall(r'(l_\w+): (\S+)', line))
         tasks = [float(values[f'l_{task}']) for task in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur')]
-        assert sum(tasks) / 5 == pytest.approx(float(values['l_pix']), rel=1e-3)
+        # Five digits of each are printed.
+        assert sum(tasks) / 5 == pytest.approx(float(values['l_pix']), rel=2e-4)
     assert 'Validation, 2 network evaluations an image:' in process.stdout
 
 

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, command
 from foreign_damage import KINDS, damage
 from PIL import Image
+from rounding import UNIT, doubled, within_rounding
 
 from rdbm_plugin import OptionError, Restorer
 from rdbm_plugin.archs.checkpoint import SHIPPED
@@ -67,10 +68,12 @@ def test_shipped_weights_do_not_harm_what_another_hand_has_damaged(photos):
     pytest.param(task, tile, marks=pytest.mark.slow)
     for task, tile in (('derain', 128), ('dehaze', 128), ('dehaze', 192)))])
 def test_tiles_cost_less_than_0_05_db(restore, photos, task, tile):
+    """And gain no more than that, but for thick haze in tiles below the 192 pixels that docs/restore.md asks for."""
     tiled = Restorer(device='cpu', steps=2, tile=tile)
+    most = 0.25 if (task, tile) == ('dehaze', 128) else 0.05
     for each in photos[task]:
         whole, parts = restore(each['lq']), tiled(each['lq'])
-        assert abs(psnr(parts, each['gt']) - psnr(whole, each['gt'])) < 0.05
+        assert -0.05 < psnr(parts, each['gt']) - psnr(whole, each['gt']) < most
         assert not torch.equal(whole, parts)
 
 
@@ -87,13 +90,17 @@ def test_arrays_come_back_as_they_are(restore, kind):
     tensor = torch.from_numpy((image / np.float32(top)).astype(np.float32))
     tensor = tensor.expand(3, *shape) if kind == 'gray' else tensor.permute(2, 0, 1)
     expected = restore(tensor).permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(out / top, expected.mean(axis=2) if kind == 'gray' else expected, atol=0.51 / top + 1e-6)
+    # Both round the same numbers to float32 a few times on their way in and out, and one of them to whole numbers.
+    step = 0.5 / top if dtype.kind == 'u' else 0
+    np.testing.assert_allclose(out / top, expected.mean(axis=2) if kind == 'gray' else expected, rtol=0,
+                               atol=step + 8 * UNIT)
 
 
 def test_batch_of_tensors_equals_its_images(restore):
-    batch = torch.rand(2, 3, 40, 56)
-    out = restore(batch)
-    torch.testing.assert_close(out, torch.stack([restore(image) for image in batch]), atol=1e-5, rtol=0)
+    batch = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact = (restore.sampler(doubled(restore.network), 2 * batch.double() - 1).x0 + 1) / 2
+    assert within_rounding(restore(batch), torch.stack([restore(image) for image in batch]), exact)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (3, 200), (65, 7)])

@@ -29,7 +29,7 @@ def test_measure_noise_is_the_papers_loss_whatever_is_predicted(prediction, crit
     error = (z - mean * residual_hat) / std - n
     expected = error.abs().mean() if criterion == 'l1' else error.square().mean()
     found = ResidualModulatedLoss(criterion=criterion, measure='noise')(output, target, T, bridge, residual)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('prediction', PREDICTIONS)
@@ -39,7 +39,7 @@ def test_measure_residual_is_the_error_of_the_image(prediction):
     expected = (bridge.to_residual(output, z, mu, T) - residual).abs().mean()
     for measure in ('residual', 'x0'):
         found = ResidualModulatedLoss(measure=measure)(output, target, T, bridge, residual)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('prediction', PREDICTIONS)

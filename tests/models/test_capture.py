@@ -1,6 +1,7 @@
 """A step that is recorded once and repeated: on CPUs with a recorder that keeps the function and runs it again."""
 import logging
 import math
+from threading import Thread
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.losses.objective import Objective
 from rdbm_plugin.losses.residual_modulated_loss import ResidualModulatedLoss
-from rdbm_plugin.models.capture import WARM_UP, CapturedStep, step_taker
+from rdbm_plugin.models.capture import WARM_UP, CapturedStep, record, step_taker
 from rdbm_plugin.models.ranks import Ranks
 from rdbm_plugin.models.resuming import Progress
 from rdbm_plugin.models.step_guard import StepGuard
@@ -19,7 +20,6 @@ from rdbm_plugin.models.task_losses import TaskLosses
 from rdbm_plugin.models.training_step import Batch, MovingAverage, TrainingSettings, TrainingStep
 
 ALONE = Ranks(False)
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
 
 class Tape:
@@ -35,15 +35,15 @@ class Tape:
 
 
 class Network(nn.Module):
-    """A convolution and a running mean."""
+    """A convolution, a running mean, and what is drawn anew in every step."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm = nn.Conv2d(6, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.conv, self.norm, self.drop = nn.Conv2d(6, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.2)
 
     def forward(self, x_t, mu, t):
-        return self.norm(self.conv(torch.cat([x_t, mu], 1)))
+        return self.drop(self.norm(self.conv(torch.cat([x_t, mu], 1))))
 
 
 @pytest.fixture
@@ -125,10 +125,22 @@ def test_a_resumed_run_records_anew_and_goes_on_bit_for_bit():
 
 def test_a_step_that_cannot_be_recorded_stays_plain_and_the_log_says_why(log):
     def record(work):
-        raise RuntimeError('operation not permitted when stream is capturing\nmore')
+        """Leaves what a recording leaves that broke off in the middle, and fails again when it is ended."""
+        try:
+            torch.rand(7)
+            for parameter in captured.net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+                captured.optimizer.state[parameter]['taken'] = 1
+            assert captured.optimizer.param_groups[0]['capturable']
+            raise RuntimeError('operation not permitted when stream is capturing\nmore')
+        finally:
+            raise RuntimeError('the recording was invalidated')
     plain, captured = step_of(), step_of(record)
     assert str(train(plain, range(1, 8))) == str(train(captured, range(1, 8)))
     assert all(map(torch.equal, plain._changed(), captured._changed()))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.net.parameters(), captured.net.parameters()))
+    assert torch.equal(*(torch.rand(3) for step in (plain, captured) if step.run(8, batch(8)) is None))
+    assert str(captured.optimizer.state_dict()) == str(plain.optimizer.state_dict())
     assert log.text.count('not captured: RuntimeError: operation not permitted when stream is capturing.') == 1
     captured = step_of(record)
     captured.work.required = True
@@ -154,7 +166,7 @@ def test_obstacles_are_named(log):
         step_of(capture='cuda_graph')
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_gpu_repeats_steps_and_waits_for_nothing():
     plain, captured = step_of(device='cuda'), step_of(device='cuda', capture='cuda_graph')
     expected, found = train(plain, range(1, 13), 'cuda'), train(captured, range(1, 13), 'cuda')
@@ -168,3 +180,33 @@ def test_a_gpu_repeats_steps_and_waits_for_nothing():
                 step.run(iteration, each)
     finally:
         torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.gpu
+def test_a_gpu_records_while_another_thread_pins_memory():
+    def work():
+        thread = Thread(target=lambda: torch.empty(2**20).pin_memory())
+        thread.start()
+        thread.join()
+        return torch.ones(2, device='cuda') + 1
+    graph, result = record(work)
+    graph.replay()
+    assert result.tolist() == [2, 2]
+
+
+@pytest.mark.gpu
+def test_a_gpu_goes_on_after_a_recording_that_failed(log):
+    class Waiting(Network):
+        def forward(self, x_t, mu, t):
+            out = super().forward(x_t, mu, t)
+            # A wait for the device, which no recording survives.
+            assert out.sum().isfinite().item()
+            return out
+    torch.manual_seed(0)
+    plain, captured = step_of(device='cuda'), step_of(device='cuda')
+    captured.net.__class__ = Waiting
+    captured.work = CapturedStep(captured._work, captured.optimizer, captured._changed)
+    expected, found = train(plain, range(1, 8), 'cuda'), train(captured, range(1, 8), 'cuda')
+    assert 'Steps are not captured: ' in log.text
+    for a, b in zip(expected, found):
+        assert a == pytest.approx(b, rel=1e-3, nan_ok=True)

@@ -10,7 +10,8 @@ from socket import socket
 import pytest
 import torch
 from conftest import ROOT, WARM, command, forced, short, two_ranks
-from test_durability import RUNS, differences, file, what_remains  # noqa: F401
+from rounding import UNIT, of_sums
+from test_durability import RUNS, differences, file, own_model, what_remains  # noqa: F401
 
 LAUNCH = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 ONE_THREAD = {'OMP_NUM_THREADS': '1'}
@@ -32,11 +33,14 @@ def one(tmp_path_factory):
 def test_two_halves_of_a_batch_give_the_gradients_and_weights_of_the_whole(tmp_path, one, samples, parts, ranks):
     """Noise for every pixel, clipping, own starts and weighted samples included."""
     found, _ = steps(tmp_path, 'parts.pt', samples, parts, ranks=ranks)
-    for kind in ('gradients', 'weights', 'average'):
+    largest = max(float(value.abs().max()) for value in one['gradients'].values())
+    # Gradients are sums over 14 images of 32x32 pixels; three steps at a rate of 0.1 add their errors up.
+    allowed = of_sums(14 * 32 * 32, largest)
+    for kind, share in (('gradients', 1), ('weights', 0.3), ('average', 0.3)):
         gaps = [float((one[kind][name] - value).abs().max()) for name, value in found[kind].items()]
-        assert max(gaps) <= 1e-6
-    assert max(float(value.abs().max()) for value in one['gradients'].values()) > 0.01
-    assert found['losses'] == pytest.approx(one['losses'], rel=1e-5)
+        assert max(gaps) <= share * allowed + 4 * UNIT, kind
+    assert largest > 0.01
+    assert found['losses'] == pytest.approx(one['losses'], rel=of_sums(14 * 32 * 32 * 3))
 
 
 def test_step_that_is_not_finite_on_one_rank_is_taken_on_none(tmp_path):
@@ -96,12 +100,9 @@ class DyingModel(RDBMModel):
                  marks=pytest.mark.slow),
     ('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL')])
 def test_rank_that_dies_ends_the_job_within_a_minute(file, tmp_path, how, words):  # noqa: F811
-    (tmp_path / 'dying.py').write_text(DYING.replace('HOW', how))
-    text = file.read_text().replace('rdbm_plugin.registration.__version__', 'dying.__version__')
-    (tmp_path / 'own.yml').write_text(text.replace('model_type: RDBMModel', 'model_type: DyingModel'))
+    own, environment = own_model(file, tmp_path, DYING.replace('HOW', how), 'DyingModel')
     begin = time.monotonic()
-    environment = {'PYTHONPATH': str(tmp_path), **ONE_THREAD}
-    process = command(*launched('own.yml', short(500))[1:], cwd=tmp_path, env=environment, check=False)
+    process = command(*launched(own, short(500))[1:], cwd=tmp_path, env={**environment, **ONE_THREAD}, check=False)
     assert process.returncode != 0 and time.monotonic() - begin < 60
     assert words in process.stdout
 

@@ -16,9 +16,8 @@ from rdbm_plugin.commands.pipeline import load_resume_state
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.models.checkpoints import Checkpoints
 
-SLOW_VALIDATION = {'val:sampler:steps': 40, 'val:val_freq': 4}
 RUNS = {**{key: value for key, value in TINY.items() if key[-11:-8] not in ('l_2', 'l_3', 'l_5')}, **short(12, every=6),
-        'logger:keep_best': 'psnr', 'datasets:train:dataset_enlarge_ratio': 7, **SLOW_VALIDATION}
+        'logger:keep_best': 'psnr', 'datasets:train:dataset_enlarge_ratio': 7, 'val:val_freq': 4}
 """Twelve iterations of five in an epoch, saved every sixth, validated every fourth."""
 
 
@@ -36,9 +35,36 @@ def train(file, folder, *extra, **changes):
     return command(*line(file, changes, *extra), cwd=folder).stdout
 
 
+SLOW = '''
+import time
+from rdbm_plugin.models.rdbm_model import RDBMModel
+from rdbm_plugin.registration import __version__
+from basicsr.utils.registry import MODEL_REGISTRY
+
+
+@MODEL_REGISTRY.register()
+class SlowModel(RDBMModel):
+    def restore(self, *given, **named):
+        time.sleep(0.2)
+        return super().restore(*given, **named)
+'''
+
+
+def own_model(file, folder, code, name):
+    """The option file with a model that a module beside it registers; gives it and what makes the module be found."""
+    (folder / 'own_model.py').write_text(code)
+    text = file.read_text().replace('rdbm_plugin.registration.__version__', 'own_model.__version__')
+    (folder / 'own.yml').write_text(text.replace('model_type: RDBMModel', f'model_type: {name}'))
+    return folder / 'own.yml', {'PYTHONPATH': str(folder)}
+
+
 def break_off(file, folder, words, number, group=False, **changes):
-    """Train until the output holds ``words``, send the process or its group a signal, return status and output."""
-    running = WARM.launch(line(file, changes), folder)
+    """Train until the output holds ``words``, send the process or its group a signal, return status and output.
+
+    A fifth of a second is slept at every picture of a validation, so that the signal is there before it ends.
+    """
+    file, environment = own_model(file, folder, SLOW, 'SlowModel')
+    running = WARM.launch(line(file, changes), folder, environment)
     until = time.monotonic() + 120
     while words not in running.text() and time.monotonic() < until:
         time.sleep(0.01)
@@ -236,11 +262,9 @@ def test_no_worker_keeps_a_run_from_ending(file, tmp_path, mode):
     """They do not heed SIGTERM, with which Python ends what is left of them; here a run ends well, and in an error."""
     changes = {'datasets:train:num_worker_per_gpu': 2, 'datasets:train:prefetch_mode': mode, **short(2)}
     train(file, tmp_path, **changes)
-    text = file.read_text().replace('rdbm_plugin.registration.__version__', 'failing.__version__')
-    (tmp_path / 'own.yml').write_text(text.replace('model_type: RDBMModel', 'model_type: FailingModel'))
-    (tmp_path / 'failing.py').write_text(FAILING)
+    own, environment = own_model(file, tmp_path, FAILING, 'FailingModel')
     begin = time.monotonic()
-    process = command(*line('own.yml', changes), cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, check=False)
+    process = command(*line(own, changes), cwd=tmp_path, env=environment, check=False)
     assert process.returncode == 1 and 'RuntimeError: as intended' in process.stdout
     assert time.monotonic() - begin < 60
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command, forced
+from rounding import of_sums
 
 from rdbm_plugin.archs.checkpoint import SELF_CONTAINED
 
@@ -29,11 +30,14 @@ def test_network_and_state_of_version_0_1_are_gone_on_with(tmp_path):
                      cwd=tmp_path).stdout
     assert 'Resuming training from epoch: 0, iter: 4.' in output
     assert re.findall('Resumed with another option than before: (.*)', output) == ['train: node_t_share: 0.6 -> 1']
-    assert [float(x) for x in re.findall(r'l_pix: (\S+)', output)] == pytest.approx(LOSSES, rel=1e-3)
+    # Five digits are printed.
+    assert [float(x) for x in re.findall(r'l_pix: (\S+)', output)] == pytest.approx(LOSSES, rel=2e-4)
     found, expected = (torch.load(path, weights_only=True) for path in (
         run / 'models/net_g_latest.pth', OLD / 'expected_8.pth'))
     assert found.keys() - {SELF_CONTAINED} == expected.keys() == {'params', 'params_ema'}
     for key, weights in expected.items():
         for name, value in weights.items():
-            # Another processor rounds otherwise; here they are equal to the last bit.
-            assert torch.allclose(found[key][name], value, atol=1e-5), (key, name)
+            # Four steps of Adam at a rate of 1e-3 lead at most 4e-3 away, and follow a gradient to as large a share as
+            # that is rounded: of_sums(7 * 16 * 16) for what is added up over the batch, and ten times that where it
+            # cancels to a tenth.
+            assert (found[key][name] - value).abs().max() < 4e-3 * 10 * of_sums(7 * 16 * 16), (key, name)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rounding import of_sums
 from torch import nn
 
 import rdbm_plugin.models  # noqa: F401  lets BasicSR be imported
@@ -288,6 +289,14 @@ def step_of(micro_batches=1, lr=0.1, clip=math.inf, share=0.0):
                         TaskLosses(['rain', 'snow'], torch.device('cpu'), ALONE), Progress(OPT), MovingAverage())
 
 
+SUMS = of_sums(4 * 8 * 8)
+"""For gradients of a mean over the pixels of four images: what is added up is at most 1 in all."""
+
+
+def largest_gap(a, b):
+    return float((a - b).detach().abs().max())
+
+
 def pairs(count=4):
     gt = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return Batch(gt / 2, gt, ['rain', 'snow'] * (count // 2), ['x.png'] * count)
@@ -303,7 +312,7 @@ def test_a_step_at_node_t_is_regression_on_the_residual():
     step.run(1, batch)
     assert step.read() == {'l_pix': pytest.approx(loss.item())}
     expected = by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad
-    assert torch.allclose(step.net.conv.weight, expected, atol=1e-7)
+    assert largest_gap(step.net.conv.weight, expected) < SUMS
     assert set(step.task_losses.means()) == {'l_rain', 'l_snow'}
 
 
@@ -311,7 +320,7 @@ def test_parts_of_a_batch_give_its_gradient_and_a_clipped_one_its_norm():
     whole, parts, clipped = step_of(), step_of(micro_batches=3), step_of(clip=0.01)
     for step in (whole, parts, clipped):
         step.run(1, pairs())
-    assert torch.allclose(whole.net.conv.weight.grad, parts.net.conv.weight.grad, atol=1e-7)
+    assert largest_gap(whole.net.conv.weight.grad, parts.net.conv.weight.grad) < SUMS
     norm = torch.cat([p.grad.flatten() for p in clipped.parameters]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
@@ -349,7 +358,7 @@ def test_passes_add_up_the_gradients_of_their_states():
     for each in (step, parts):
         each.run(1, batch)
         assert each.read() == {'l_pix': pytest.approx(loss.item())}
-        assert torch.allclose(each.net.conv.weight, by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad, atol=1e-6)
+        assert largest_gap(each.net.conv.weight, by_hand.conv.weight - 0.1 * by_hand.conv.weight.grad) < SUMS
 
 
 def test_steps_are_read_later_where_that_saves_waiting(log, tmp_path):

@@ -96,3 +96,4 @@ def test_the_check_of_a_gpu_runs_dry(tmp_path):
         assert what in found, process.stdout
     assert not [row for row in rows if row['verdict'] == 'FAIL'] and 'resumed against at once' in process.stdout
     assert [row['value'] for row in rows if row['what'].startswith('resumed')] == [0]
+    assert [row['value'] for row in rows if row['what'].startswith('train, prefetch_mode: cpu')] == [1, 0]
