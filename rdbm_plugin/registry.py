@@ -24,11 +24,9 @@ class Mirror(root.Registry):
     """A registry of mmengine that also finds what the plugin and BasicSR have registered by then.
 
     Args:
-        name: Name of mmengine's registry.
-        parent: That registry.
-        kinds: BasicSR's registries that belong in it.
+        name, parent: Of mmengine's registry, and that registry.
+        kinds: BasicSR's registries that belong in it; ``more`` gives what is in none of them, by name.
         adapt: Turns (name, class or function) into what mmengine may build; default: unchanged.
-        more: Gives what is in none of BasicSR's registries, by name.
     """
 
     def __init__(self, name: str, parent: root.Registry, kinds: tuple[str, ...] = (),

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import TASKS, Ranges, degrade, draw
 from rdbm_plugin.data.image_source import ImageError, to_float
@@ -35,11 +34,8 @@ def arguments() -> Namespace:
 
 def main() -> int:
     """Serve the page until it is interrupted."""
+    import gradio
     args = arguments()
-    try:
-        import gradio
-    except ModuleNotFoundError:
-        raise OptionError('the page needs Gradio; run: pip install "rdbm_plugin[demo]"') from None
     with tempfile.TemporaryDirectory(prefix='rdbm_demo_') as folder:
         page = build(gradio, args, Path(folder))
         page.queue(default_concurrency_limit=1).launch(

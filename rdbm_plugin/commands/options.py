@@ -38,13 +38,11 @@ def main() -> int:
                        break_on_hyphens=False))
         print('\nrdbm options --copy FOLDER copies them.')
         return 0
-    copied = 0
-    for path in files:
-        target = Path(args.copy) / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            target.write_bytes((folder / path).read_bytes())
-            copied += 1
-    print(f'{copied} of {len(files)} files copied to {args.copy}' + (
-        f'; {len(files) - copied} were there already' if copied < len(files) else ''))
+    target = Path(args.copy)
+    missing = [path for path in files if not (target / path).exists()]
+    for path in missing:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / path, target / path)
+    there = len(files) - len(missing)
+    print(f'{len(missing)} of {len(files)} files copied to {target}' + (f'; {there} were there already' * (there > 0)))
     return 0

@@ -17,14 +17,14 @@ class ResumableSampler(EnlargedSampler):
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1, seed: int = 0) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)
         self.seed = seed
-        self.skipped: tuple[int, int] | None = None
+        self.skipped = (-1, 0)
 
     def skip(self, epoch: int, samples: int) -> None:
         """Leave out the first ``samples`` of ``epoch``, which an earlier process has had."""
         self.skipped = epoch, samples
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        first = self.skipped[1] if self.skipped and self.skipped[0] == self.epoch else 0
+        first = self.skipped[1] if self.skipped[0] == self.epoch else 0
         for place, index in enumerate(super().__iter__()):
             if place >= first:
                 yield index, (self.seed, self.epoch, place * self.num_replicas + self.rank)

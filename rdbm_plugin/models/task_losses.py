@@ -21,11 +21,9 @@ class TaskLosses:
 
     def members(self, tasks: Sequence[str], count: int) -> Tensor:
         """Which of ``count`` samples belongs to which task, (tasks, N) float32 on the CPU; names of others to none."""
-        found = torch.zeros(len(self.tasks), count)
-        for row, name in enumerate(tasks):
-            if name in self.tasks:
-                found[self.tasks.index(name), row] = 1
-        return found
+        names = list(tasks) or [''] * count
+        found = torch.tensor([[float(name == task) for name in names] for task in self.tasks])
+        return found.reshape(len(self.tasks), count)
 
     def add(self, losses: Tensor | None, members: Tensor, taken: Tensor) -> None:
         """Add the losses of a step's samples, (N,), if it was taken: 1, else 0; nothing waits for the device."""

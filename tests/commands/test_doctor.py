@@ -236,7 +236,8 @@ def test_second_basicsr_on_the_path_is_named(sound, doctor, tmp_path):
 
 def test_torch_that_does_not_match_torchvision_is_named(monkeypatch):
     from rdbm_plugin.commands import doctor as module
-    monkeypatch.setattr(module, 'version', {'torch': '2.9.0+cpu', 'torchvision': '0.23.0', 'basicsr': '1.4.2'}.get)
+    found = {'python': '3.11', 'torch': '2.9.0+cpu', 'torchvision': '0.23.0', 'basicsr': '1.4.2'}
+    monkeypatch.setattr(module, 'versions', lambda: found)
     monkeypatch.setattr(module, 'requires', lambda name: ['numpy', 'torch (==2.8.0)', 'pillow>=5'])
     assert not any(f.level == 'error' for f in module.check_installation()), 'another form of requirement'
     monkeypatch.setattr(module, 'requires', lambda name: ['numpy', 'torch==2.8.0', 'pillow>=5'])
