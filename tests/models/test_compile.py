@@ -1,12 +1,11 @@
 """train: compile: the step alone is compiled; weights, checkpoints and validation are those of the plain network."""
-import shutil
 from functools import partial
 
 import pytest
 import torch
 from conftest import TINY, rdbm, short
-from test_optimizers import momentum, step_of
-from test_training import RUN, weights
+from test_optimizers import momentum, step_of, wound_back
+from test_training import weights
 
 from rdbm_plugin.models.training_step import Batch
 
@@ -45,9 +44,7 @@ def test_a_compiled_run_is_resumed_and_ends_where_a_plain_one_does(tmp_path):
     for name in ('plain', 'compiled'):
         folders[name].mkdir()
         rdbm('train', QUICK, folders[name], {**options, 'train:compile': str(name == 'compiled').lower()})
-    shutil.copytree(folders['compiled'], folders['resumed'])
-    for later in ('training_states/4.state', 'models/net_g_4.pth', 'models/net_g_latest.pth'):
-        (folders['resumed'] / RUN / later).unlink()
+    wound_back(folders['compiled'], folders['resumed'])
     rdbm('train', QUICK, folders['resumed'], {**options, 'train:compile': 'true'}, ['--auto_resume'])
     plain, compiled, resumed = map(weights, folders.values())
     assert plain.keys() == compiled.keys() == resumed.keys()

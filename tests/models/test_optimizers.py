@@ -1,8 +1,11 @@
 """Optimizers by name: torch.optim's, timm's, and what a Muon step does."""
+import shutil
 import sys
 
 import pytest
 import torch
+from conftest import rdbm, short
+from test_training import QUICK, RUN, same, weights
 from torch import nn
 
 from rdbm_plugin.bridge import build_bridge
@@ -126,6 +129,28 @@ class Sum(nn.Module):
 
     def forward(self, x_t, mu, t):
         return self.conv(torch.cat([x_t, mu], 1))
+
+
+def wound_back(folder, copy):
+    """A copy of a run of four iterations as it was after two."""
+    shutil.copytree(folder, copy)
+    for later in ('training_states/4.state', 'models/net_g_4.pth', 'models/net_g_latest.pth'):
+        (copy / RUN / later).unlink()
+
+
+def test_a_run_with_muon_is_resumed_bit_for_bit(tmp_path):
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    whole.mkdir()
+    options = {**short(4, every=2), 'train:optim_g': '{type: Muon, lr: 0.01}', 'train:warmup_iter': 3}
+    rdbm('train', QUICK, whole, options)
+    wound_back(whole, resumed)
+    rdbm('train', QUICK, resumed, options, ['--auto_resume'])
+    assert same(weights(whole), weights(resumed))
+    momenta = [torch.load(folder / RUN / 'training_states/4.state', weights_only=True)['optimizers'][0]['state']
+               for folder in (whole, resumed)]
+    assert any('momentum_buffer' in each for each in momenta[0].values())
+    assert all(torch.equal(value, momenta[1][key][name]) for key, state in momenta[0].items()
+               for name, value in state.items())
 
 
 def test_mmengine_finds_timms_optimizers():

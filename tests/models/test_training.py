@@ -198,12 +198,12 @@ def test_the_real_command_ends_with_one_line_and_status_2(tmp_path):
 
 
 def test_other_basicsr_models_train_by_the_same_command(tmp_path):
-    """A plain SRModel on our data: nothing of BasicSR is changed for others."""
+    """A plain SRModel on our data, with an optimizer that BasicSR itself does not know."""
     file = own_file(
         tmp_path, (r'bridge:\n(  .*\n)+', ''), ('model_type: RDBMModel', 'model_type: SRModel'),
         (r'network_g:\n(  .*\n)+',
          'network_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 1}\n'),
-        (r'  sampler:\n(    .*\n)+', ''), (r'type: AdamW.*', 'type: Adam'),
+        (r'  sampler:\n(    .*\n)+', ''), (r'type: AdamW.*', 'type: Muon'),
         (LOSS_BLOCK, '  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}\n'))
     changes = {key: value for key, value in TINY.items() if 'sampler' not in key and 'variant' not in key}
     process = command('-m', 'rdbm_plugin', 'train', '-opt', file, *forced({**changes, **short(2)}), cwd=tmp_path)
