@@ -169,8 +169,7 @@ def _too_large_crops(looks: Sequence[Look], dataset: Mapping[str, Any]) -> str |
         return None
     return (f'gt_size: found {size}, more than twice the shorter side of {len(small)} of {len(looks)} images '
             f'({small[0].name} {small[0].size[1]}x{small[0].size[0]}); a batch of {batch} pairs would take '
-            f'{batch * 24 * size**2 / 2**20:,.0f} MiB before any network. Write a gt_size that fits the images, or '
-            'take larger images.')
+            f'{batch * 24 * size**2 / 2**20:,.0f} MiB before any network. Write a gt_size that fits the images.')
 
 
 HEADERS = 2000

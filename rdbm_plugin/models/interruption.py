@@ -15,8 +15,7 @@ GRACE = 5
 class Interruption:
     """Notes SIGINT and SIGTERM, and lets all ranks agree on the iteration to stop at.
 
-    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, on CPUs; None: one
-    rank alone.
+    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, if there are several.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
