@@ -128,12 +128,10 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
     if dataset['phase'] == 'train' and isinstance(size, int):
         small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks
                  if not look.fault and min(look.size) < size]
-        if small:
-            made = dataset.get('type') == 'SyntheticUniversalDataset'
-            fault = _too_large_crops(looks, dataset)
-            if made and fault:
-                yield Finding('error', where, fault)
-                return
+        made = dataset.get('type') == 'SyntheticUniversalDataset'
+        if made and (fault := _too_large_crops(looks, dataset)):
+            yield Finding('error', where, fault)
+        elif small:
             yield Finding('warning' if made else 'error', where, f'{len(small)} images are smaller than gt_size {size}'
                           + (' and will be enlarged' if made else '') + f': {names(small)}')
 
