@@ -22,8 +22,7 @@ KINDS = {
           'line of our option files pass: --install-into',
     SCANS: 'a fork from before BasicSR had registries; needs modules that its scans find, and option files for its '
            'training loop: --install-into',
-    PLUGIN: 'a package of its own on an installed BasicSR; the first line of our option files is enough to load the '
-            'plugin'}
+    PLUGIN: 'a package on an installed BasicSR; the first line of our option files is enough to load the plugin'}
 """What each kind is, and how it finds the plugin."""
 _OTHERS = {
     'neosr': ('neosr/archs', 'results folders, experiments/results/NAME, take part in "rdbm compare"'),
