@@ -35,7 +35,8 @@ def need_registries() -> None:
     """Raise OptionError without BasicSR, or in a fork, whose training and test are its own scripts."""
     # Files that were left behind make a package, too.
     if find_spec('basicsr') is None or find_spec('basicsr.models') is None:
-        raise OptionError('BasicSR is not installed: pip install --no-build-isolation basicsr, or a checkout on PYTHONPATH.')
+        raise OptionError('BasicSR is not installed: pip install --no-build-isolation basicsr, or put the folder of a '
+                          'checkout on PYTHONPATH.')
     if not has_registries():
         raise OptionError('this basicsr is a fork without registries; use its own scripts, python basicsr/train.py and '
                           'basicsr/test.py, after "rdbm doctor --install-into FOLDER".')

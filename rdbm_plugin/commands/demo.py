@@ -22,7 +22,7 @@ def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(prog='rdbm demo', description='A page on this machine to try weights on photos.')
     parser.add_argument('--checkpoint', nargs='+', default=['shipped'],
-                        help='weights of training runs, or their folders, to compare (default: shipped, of the package)')
+                        help='weights of training runs, or their folders, to compare (default: those of the package)')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets the whole network in')
     parser.add_argument('--port', type=int, default=7860)
     parser.add_argument('--max-megapixels', type=float, default=12, help='larger photos are refused')
