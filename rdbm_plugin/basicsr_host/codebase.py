@@ -17,14 +17,12 @@ from rdbm_plugin.config.options import OptionError
 
 REGISTRIES, SAFE, SCANS, PLUGIN = 'registries', 'registries and safe YAML', 'scans', 'plugin'
 KINDS = {
-    REGISTRIES: 'BasicSR with registries; the first line of our option files loads the plugin, and nothing has to be '
-                'installed into it',
+    REGISTRIES: 'BasicSR with registries; the first line of our option files is enough to load the plugin',
     SAFE: 'BasicSR with registries and a safe YAML loader; needs a module that loads the plugin and lets the first '
           'line of our option files pass: --install-into',
     SCANS: 'a fork from before BasicSR had registries; needs modules that its scans find, and option files for its '
            'training loop: --install-into',
-    PLUGIN: 'a package of its own on an installed BasicSR; the first line of our option files loads the plugin, and '
-            'nothing has to be installed into it'}
+    PLUGIN: 'a package on an installed BasicSR; the first line of our option files is enough to load the plugin'}
 """What each kind is, and how it finds the plugin."""
 _OTHERS = {
     'neosr': ('neosr/archs', 'results folders, experiments/results/NAME, take part in "rdbm compare"'),
@@ -196,8 +194,7 @@ def installation(codebase: Codebase) -> list[Change]:
         path, content = codebase.root / name, _signed(content)
         if path.exists() and not _is_ours(path):
             if path.suffix != '.yml':
-                raise OptionError(f'{path}: exists, and was not written by rdbm doctor or was changed since; move it '
-                                  'away.')
+                raise OptionError(f'{path}: exists, and was not written by rdbm doctor like this; move it away.')
         elif not path.exists() or _text(path) != content:
             changes.append(Change(path, content))
     return changes

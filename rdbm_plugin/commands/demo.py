@@ -22,8 +22,7 @@ def arguments() -> Namespace:
     """The command line."""
     parser = ArgumentParser(prog='rdbm demo', description='A page on this machine to try weights on photos.')
     parser.add_argument('--checkpoint', nargs='+', default=['shipped'],
-                        help='weights of training runs, or their folders, to be compared; shipped: those of the '
-                             'package (default)')
+                        help='weights of training runs, or their folders, to compare (default: those of the package)')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets the whole network in')
     parser.add_argument('--port', type=int, default=7860)
     parser.add_argument('--max-megapixels', type=float, default=12, help='larger photos are refused')
@@ -34,8 +33,8 @@ def arguments() -> Namespace:
 
 def main() -> int:
     """Serve the page until it is interrupted."""
-    import gradio
     args = arguments()
+    import gradio
     with tempfile.TemporaryDirectory(prefix='rdbm_demo_') as folder:
         page = build(gradio, args, Path(folder))
         page.queue(default_concurrency_limit=1).launch(

@@ -1,5 +1,4 @@
-"""What ``rdbm train`` and ``rdbm test`` put around BasicSR's own scripts: checks before anything is written, and exact
-resumption. Needs BasicSR.
+"""What ``rdbm train`` and ``rdbm test`` add to BasicSR's scripts: checks before anything is written, exact resumption.
 
 BasicSR's functions are replaced in the process of our command only, and do for other models what they always did.
 """

@@ -25,6 +25,8 @@ from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 THREADS = 2
 """For reading, and the same number for writing."""
 GPU_BATCH = 8
+COMPARED = 720
+"""Pixels that --compare writes in height at most."""
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 
 
@@ -112,11 +114,6 @@ def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Pat
             yield each, Path(each.name)
 
 
-def comparison(before: Photo, after: Photo, height: int = 720) -> Photo:
-    """Before and after side by side, at most ``height`` pixels high, 8 bits."""
-    return Photo(strip([before.bytes_rgb(), after.bytes_rgb()], min(height, len(before.rgb))))
-
-
 def beside_all(targets: list[Path]) -> list[Path]:
     """NAME_compare.png beside each output; with its suffix in the name where that is another's."""
     taken = set(targets)
@@ -192,7 +189,8 @@ def _restored(restore: Restorer, photos: Sequence[Photo], seed: int, done: int, 
 def _write(job: Job, before: Photo, after: Photo, compare: bool) -> None:
     write_photo(job.target, after)
     if compare:
-        write_photo(job.beside, comparison(before, after))
+        sides = strip([before.bytes_rgb(), after.bytes_rgb()], min(COMPARED, len(before.rgb)))
+        write_photo(job.beside, Photo(sides))
 
 
 def own_share(jobs: Sequence[Job]) -> list[Job]:

@@ -39,8 +39,7 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
         try:
             return getattr(import_module(module), name) if self.imports else None
         except (ImportError, AttributeError, ValueError) as error:
-            raise OptionError(f'line {node.start_mark.line + 1}: {node.tag}: {error}; is the plugin installed, or on '
-                              'PYTHONPATH?') from None
+            raise OptionError(f'line {node.start_mark.line + 1}: {node.tag}: {error}; is it on PYTHONPATH?') from None
 
 
 class _ImportingLoader(_Loader):

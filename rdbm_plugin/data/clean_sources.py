@@ -15,8 +15,7 @@ EMBEDDED = {
 }
 """Colour photos inside scikit-image, which BasicSR depends on. Those under ``val`` are never trained on.
 
-Its colour images of other kinds (retina, stained tissue, deep sky) are left out: training on them too costs about
-1 dB on the held-out photos.
+Those of other kinds (retina, stained tissue, deep sky) are left out: they cost about 1 dB on the held-out photos.
 """
 
 PACKAGED = {'scikit-learn': ('sklearn.datasets.images', ('china.jpg', 'flower.jpg')),
@@ -63,8 +62,7 @@ def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
         root: A folder (sub-folders included), an LMDB, ``embedded``, the photos of ``scikit-learn`` (2) or
             ``matplotlib`` (1), ``dead_leaves:COUNT``, or several: a list of these, or joined by `` + ``, as BasicSR's
             own scripts allow no list here: ``embedded + dead_leaves:8``.
-        phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves, and has no
-            effect on a folder.
+        phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves.
 
     Raises OptionError if the root does not exist or holds no image.
     """

@@ -11,8 +11,7 @@ class DeadLeaves:
 
     Shapes of all sizes, with a density of radii proportional to r^-3, hide one another, which gives the edges, flat
     parts and scale invariance of natural images (Lee, Mumford & Huang, IJCV 2001); networks trained on them restore
-    photos (Achddou, Gousseau & Ladjal, CVIU 2023). Colours follow two random hues of the image; each leaf has a
-    gradient and grain of its own.
+    photos (Achddou, Gousseau & Ladjal, CVIU 2023). Colours follow two hues; each leaf has its gradient and grain.
 
     Args:
         count: Images.

@@ -89,8 +89,7 @@ class ImageSource:
             with _environment(str(self.root)).begin() as transaction:
                 content = transaction.get(self._names[index])
             if content is None:
-                raise ImageError(f'{self.path(index)}: named in meta_info.txt, but no such key in the LMDB; '
-                                 'make the LMDB again.')
+                raise ImageError(f'{self.path(index)}: named in meta_info.txt, but no such key; make the LMDB again.')
             return content
         try:
             return (self.root / self.name(index)).read_bytes()

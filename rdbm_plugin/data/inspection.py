@@ -128,12 +128,10 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
     if dataset['phase'] == 'train' and isinstance(size, int):
         small = [f'{look.name} {look.size[1]}x{look.size[0]}' for look in looks
                  if not look.fault and min(look.size) < size]
-        if small:
-            made = dataset.get('type') == 'SyntheticUniversalDataset'
-            fault = _too_large_crops(looks, dataset)
-            if made and fault:
-                yield Finding('error', where, fault)
-                return
+        made = dataset.get('type') == 'SyntheticUniversalDataset'
+        if made and (fault := _too_large_crops(looks, dataset)):
+            yield Finding('error', where, fault)
+        elif small:
             yield Finding('warning' if made else 'error', where, f'{len(small)} images are smaller than gt_size {size}'
                           + (' and will be enlarged' if made else '') + f': {names(small)}')
 
@@ -169,8 +167,7 @@ def _too_large_crops(looks: Sequence[Look], dataset: Mapping[str, Any]) -> str |
         return None
     return (f'gt_size: found {size}, more than twice the shorter side of {len(small)} of {len(looks)} images '
             f'({small[0].name} {small[0].size[1]}x{small[0].size[0]}); a batch of {batch} pairs would take '
-            f'{batch * 24 * size**2 / 2**20:,.0f} MiB before any network. Write a gt_size that fits the images, or '
-            'take larger images.')
+            f'{batch * 24 * size**2 / 2**20:,.0f} MiB before any network. Write a gt_size that fits the images.')
 
 
 HEADERS = 2000

@@ -136,8 +136,7 @@ def joined(parts: Sequence[Pairs], gt: Sequence[ImageSource], lq: Sequence[Image
 def better_rule(gt: ImageSource, lq: ImageSource, found: int) -> str:
     """The advice to take the rule that joins most images, if one that names suggest joins more than were ``found``.
 
-    Digits tell images apart; what else all names of a side, or those of its commonest form, begin or end with tells
-    sides apart.
+    What all names of a side, or those of its commonest form, begin or end with tells sides apart; digits tell images.
     """
     def shape(side: ImageSource, commonest: bool) -> str:
         names = [PurePosixPath(stem).name for stem in side.stems()]
@@ -179,18 +178,15 @@ def _from_meta_info(gt: ImageSource, lq: ImageSource, values: list[Any]) -> Pair
 
 
 def _parse(rule: Any) -> tuple[str, list[Any]]:
-    name, values = rule, []
-    if isinstance(rule, Mapping) and len(rule) == 1:
-        name, value = next(iter(rule.items()))
-        values = [value]
+    name, value = next(iter(rule.items())) if isinstance(rule, Mapping) and len(rule) == 1 else (rule, None)
     allowed = [*RULES, 'meta_info']
-    if name not in allowed or (name == 'same') == bool(values):
+    if name not in allowed or (name == 'same') != (value is None):
         shown = dict(rule) if isinstance(rule, Mapping) else rule
         raise OptionError(f'pairing: found {shown!r}; allowed are '
                           'same, {template: TEXT}, {many_to_one: SEPARATOR}, {prefix: [DEGRADED, CLEAN]}, '
                           '{folder: [DEGRADED, CLEAN]}, {meta_info: FILE}.'
                           + ('' if name in allowed else suggest(str(name), allowed)))
-    return name, values
+    return name, [] if value is None else [value]
 
 
 def _two(rule: str, value: Any, example: str) -> tuple[str, str]:

@@ -30,8 +30,7 @@ class SyntheticUniversalDataset(MixedDataset):
 
             - ``dataroot_gt``: clean images, see :func:`rdbm_plugin.data.clean_sources.open_clean`.
             - ``tasks``: some of derain, lowlight, desnow, dehaze, deblur, also chained from left to right as in
-              ``dehaze+derain``, and ``intact`` (no damage at all); named twice, it is drawn twice as often; default the
-              five once.
+              ``dehaze+derain``, and ``intact`` (no damage at all); named twice, drawn twice as often; default all five.
             - ``degradations``: from how much to how much is drawn, see
               :class:`rdbm_plugin.data.degradations.ranges.Ranges`; default the narrow ranges of versions up to 0.1.
             - ``gt_size``: crop size in pixels; required in training.

@@ -169,8 +169,7 @@ def _read_task(dataroot_gt: str | list[str], dataroot_lq: str | list[str], io_ba
     gt, lq = ([ImageSource(root, backend, key) for root in (roots if isinstance(roots, list) else [roots])]
               for key, roots in (('dataroot_gt', dataroot_gt), ('dataroot_lq', dataroot_lq)))
     if len(gt) != len(lq) or not gt:
-        raise OptionError(f'dataroot_lq: found {len(lq)} folders, and {len(gt)} in dataroot_gt; expected as many, each '
-                          'in the place of its partner.')
+        raise OptionError(f'dataroot_lq: found {len(lq)} folders, and {len(gt)} in dataroot_gt; expected as many.')
     pairs = joined([find_pairs(*each, pairing) for each in zip(gt, lq)], gt, lq)
     return Task('', below_one_root(gt, 'dataroot_gt'), below_one_root(lq, 'dataroot_lq'), pairs,
                 None if quota is None else check_int('quota', quota, 1),

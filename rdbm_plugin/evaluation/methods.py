@@ -66,8 +66,7 @@ def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any
 def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object], timed: bool = True) -> None:
     """Restore what has not been restored with the same options and weights, and measure the cost if ``timed``.
 
-    The folder of the method is made, and emptied if it holds what other options gave; ``tell`` is called before each
-    image is restored.
+    The folder of the method is made, and emptied if other options filled it; ``tell`` is called before each image.
     """
     opt = {**method.opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False}
     done = {'fingerprint': fingerprint(opt, sets)}

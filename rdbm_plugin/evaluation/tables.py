@@ -46,17 +46,16 @@ def metric_table(rows: Sequence[Scores], metric: str, better: str, best: str = '
     """
     columns = list(dict.fromkeys(dataset for row in rows for dataset in row.sets))
     places = digits(row.sets[dataset][metric] for row in rows for dataset in row.sets if metric in row.sets[dataset])
-    found = {row.method: {dataset: row.sets.get(dataset, {}).get(metric) for dataset in columns} for row in rows}
-    cells = {name: {dataset: '' if value is None else f'{value:.{places}f}' for dataset, value in each.items()}
-             for name, each in found.items()}
+    cells = {row.method: {dataset: f'{row.sets[dataset][metric]:.{places}f}' for dataset in row.sets
+                          if metric in row.sets[dataset]} for row in rows}
     for dataset in columns:
-        values = {name: float(each[dataset]) for name, each in cells.items() if each[dataset] and name != DEGRADED}
+        values = {name: float(each[dataset]) for name, each in cells.items() if dataset in each and name != DEGRADED}
         for names, mark in zip(ranking(values, better), (best, second)):
             for name in names:
                 cells[name][dataset] = mark.format(cells[name][dataset])
     images = {dataset: max(row.images.get(dataset, 0) for row in rows) for dataset in columns}
     heading = [metric, *(f'{dataset} ({images[dataset]})' for dataset in columns)]
-    return [heading, *([name, *each.values()] for name, each in cells.items())]
+    return [heading, *([name, *(each.get(dataset, '') for dataset in columns)] for name, each in cells.items())]
 
 
 def cost_table(rows: Sequence[Scores]) -> Table:

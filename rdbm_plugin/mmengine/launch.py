@@ -60,8 +60,7 @@ def read_config(args: Namespace) -> Config:
     if args.amp:
         wrapper = cfg.get('optim_wrapper', {}).get('type')
         if wrapper != 'OptimWrapper':
-            raise OptionError(f'--amp: optim_wrapper: type: found {wrapper!r}; it replaces OptimWrapper alone. Set the '
-                              'precision in the config.')
+            raise OptionError(f'--amp: optim_wrapper: type: found {wrapper!r}; it replaces OptimWrapper alone.')
         cfg.optim_wrapper.type = 'rdbm_plugin.Bf16OptimWrapper'
     return cfg
 

@@ -31,12 +31,10 @@ class RepeatableHook(Hook):
     """Makes nodes, noise and our data sets functions of seed and iteration alone, in resumed runs too.
 
     To resume, mmengine reads all earlier batches again; our data sets need not. Others keep mmengine's order. mmengine
-    takes optimizer settings and schedules from the checkpoint; here the config decides, and what it has changed is
-    logged.
+    takes optimizer settings and schedules from the checkpoint; here the config decides, and changes are logged.
 
     Raises:
-        OptionError: Ranks have the same seed, or ``persistent_workers`` is on, whose workers would not learn the
-            iteration.
+        OptionError: Ranks have the same seed, or ``persistent_workers``, which would not learn the iteration, is on.
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:

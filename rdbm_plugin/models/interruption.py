@@ -15,22 +15,19 @@ GRACE = 5
 class Interruption:
     """Notes SIGINT and SIGTERM, and lets all ranks agree on the iteration to stop at.
 
-    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, on CPUs; None: one
-    rank alone.
+    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, if there are several.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
         self.group = group
         self.signal: int | None = None
         self._since = 0.0
-        self._listening = False
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def listen(self) -> None:
         """Start noting signals, which is possible in the main thread alone; does nothing the second time."""
-        if self._listening or threading.current_thread() is not threading.main_thread():
+        if self._note == signal.getsignal(signal.SIGTERM) or threading.current_thread() is not threading.main_thread():
             return
-        self._listening = True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 

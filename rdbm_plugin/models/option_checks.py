@@ -67,8 +67,7 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
     train = check_block(opt, 'train')
     for key, value in check_block(train, 'optim_g').items():
         if isinstance(value, str) and key != 'type':
-            raise OptionError(f'train: optim_g: {key}: found the text {value!r}; for a number such as 1e-4 write '
-                              '!!float 1e-4.')
+            raise OptionError(f'train: optim_g: {key}: found the text {value!r}; write numbers as !!float 1e-4.')
     check_number('train: optim_g: lr', train['optim_g'].get('lr', 1), above=0)
     try_optimizer(train['optim_g'])
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')

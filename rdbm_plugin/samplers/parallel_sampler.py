@@ -74,10 +74,8 @@ class ParallelSampler(Sampler):
             if len(history) > 1 and exact + 2 < count:
                 states[exact + 2:] = _combine([(x[exact + 2:], y[exact + 2:]) for x, y in history])
         z = residuals[-1]
-        trajectory = []
-        if keep_trajectory:
-            trajectory = [self.point(t, states[i], residuals[i], mu) for i, t in enumerate(self.nodes[:-1])]
-            trajectory.append(self.point(0, z, z, mu))
+        visited = [*zip(self.nodes, states, residuals), (0, z, z)] if keep_trajectory else []
+        trajectory = [self.point(*each, mu) for each in visited]
         return SampleResult(mu + z, z, nfe, trajectory)
 
     def _through(self, first: Tensor, residuals: Tensor, kick: Tensor) -> Tensor:

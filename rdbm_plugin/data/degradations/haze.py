@@ -17,8 +17,7 @@ class Haze:
     beta: optical depth at distance 1; airlight (r, g, b); slope and relief of the background's depth; objects that
     stand before it; patches: how uneven the haze is; glow: how uneven its light is.
 
-    The depth map follows the edges of the image by a guided filter (He, Sun & Tang, TPAMI 2013), as depth does where
-    things end.
+    The depth map follows the edges of the image, as depth does, by a guided filter (He, Sun & Tang, TPAMI 2013).
     """
 
     beta: float

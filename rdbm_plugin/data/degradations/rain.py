@@ -17,8 +17,7 @@ from rdbm_plugin.data.degradations.shapes import Image, line
 
 @dataclass(frozen=True)
 class Rain:
-    """Streak layers. density: share of seed pixels a layer; length; angle from vertical; strength; veil: white haze;
-    width: how soft."""
+    """Streak layers. density: of seed pixels; length; angle from vertical; strength; veil: white haze; width: blur."""
 
     layers: int
     density: float
@@ -103,8 +102,7 @@ class LensDrops:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """From drizzle to a downpour, half with streaks no two alike; half with mist, a sixth with 3 to 30 drops on the
-    lens."""
+    """From drizzle to a downpour, half with streaks no two alike; half with mist, a sixth with 3 to 30 lens drops."""
     rng = strength.rng
     angle = rng.uniform(-0.8, 0.8)
     if rng.random() < 0.5:
