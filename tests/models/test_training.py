@@ -133,7 +133,7 @@ BAD = {
     'data type': ({'datasets:train:type': 'Pairs'}, ['datasets: train: type', "'Pairs'", 'PairedImageDataset']),
     'checkpoint': ({'path:pretrain_network_g': '/no/such.pth'}, ["path: no file '/no/such.pth'"]),
     'loss': ({'train:pixel_opt:measure': 'eps'}, ['pixel_opt: measure', "'eps'", 'noise, residual, velocity']),
-    'optimizer': ({'train:optim_g:type': 'AdamV'}, ['optim_g: type', "'AdamV'", 'Adam, AdamW']),
+    'optimizer': ({'train:optim_g:type': 'AdamV'}, ['optim_g: type', "'AdamV'", 'Adam, ', 'AdamW, ', 'Did you mean']),
     'share': ({'train:node_t_share': 2}, ['node_t_share', 'found 2', '<= 1']),
     'own share': ({'train:own_start_share': -1}, ['own_start_share', 'found -1', '>= 0']),
     'amp': ({'train:amp': 'fp8'}, ['train: amp', "'fp8'", 'auto, bf16, fp16, none']),
