@@ -101,7 +101,9 @@ def forking(spawn):
             for handle in {int(name) for name in os.listdir('/proc/self/fd')} - {0, 1, 2, *handles}:
                 with suppress(OSError):
                     os.close(handle)
+            # What was to be done at the end of the other is not to be done here, such as to wait for its threads.
             atexit._clear()
+            threading._threading_atexits.clear()
             sys.argv = ['-c', *words[words.index('-c') + 2:]]
             live(exec, words[words.index('-c') + 1], {'__name__': '__main__'})
         return child
