@@ -89,7 +89,7 @@ def test_pictures_of_the_pages_are_made(tmp_path):
 
 
 def test_the_check_of_a_gpu_runs_dry(tmp_path):
-    process = command(ROOT / 'scripts/study/check_gpu.py', '--dry', cwd=tmp_path)
+    process = command(ROOT / 'scripts/study/check_gpu.py', '--dry', cwd=tmp_path, fresh=True)
     rows = json.loads((tmp_path / 'check_gpu.json').read_text())['rows']
     found = {row['what'].split(',')[0].split(' in ')[0]: row for row in rows}
     for what in ('T', '10-step sampling / 10 evaluations', 'waits', 'resumed against at once', '80x48'):
