@@ -302,7 +302,7 @@ def test_nothing_else_needs_mmengine(tmp_path):
     (['broken.py'], 'config: broken.py: NameError:'),
     ([QUICKSTART, '--cfg-options', 'train_cgf.max_iters=3'], "has no 'train_cgf'. Did you mean 'train_cfg'?"),
     ([QUICKSTART, '--launcher', 'pytorch'], '--launcher pytorch: RANK is not set; start this command by torchrun.'),
-    ([QUICKSTART, '--work-dir', 'old'], 'work_dir: old has checkpoints of an earlier run (iter_2.pth); go on with it'),
+    ([QUICKSTART, '--work-dir', 'old'], 'work_dir: old has checkpoints of an earlier run (iter_2.pth); resume it'),
     ([QUICKSTART, '--cfg-options', 'model.bridge.timestep=3'], "bridge: unknown key 'timestep'"),
     ([QUICKSTART, '--cfg-options', 'model.network.type=RDBMUnet'], "Did you mean 'RDBMUNet'?"),
     pytest.param([QUICKSTART, '--cfg-options', 'load_from=old/iter_2.pth', 'train_dataloader.num_workers=0'],
