@@ -73,7 +73,7 @@ def inception() -> tuple[Any, str]:
             torch.hub.download_url_to_file(url, str(weights), progress=False)
         except OSError as error:
             raise OptionError(f'FID and KID need weights of Inception, which could not be downloaded ({error}). '
-                              f'Put {url} at {weights}, or remove the metric.') from None
+                              f'Fetch {url} and put it at {weights}, or remove the metric.') from None
     # torch-fidelity itself would run what the pickle holds.
     read_safely(weights)
     cuda = torch.cuda.is_available()
