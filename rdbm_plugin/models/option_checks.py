@@ -68,7 +68,7 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
     for key, value in check_block(train, 'optim_g').items():
         if isinstance(value, str) and key != 'type':
             raise OptionError(f'train: optim_g: {key}: found the text {value!r}; write numbers as !!float 1e-4.')
-    check_number('train: optim_g: lr', train['optim_g'].get('lr', 1), above=0)
+        _check_optimizer_number(f'train: optim_g: {key}', key, value)
     try_optimizer(train['optim_g'])
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
     cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
@@ -86,6 +86,20 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
     if sum(scheduler.get('periods', [train['total_iter']])) < train['total_iter']:
         raise OptionError(f'{where}: periods: found {scheduler["periods"]}, which end before total_iter '
                           f'{train["total_iter"]}; BasicSR would fail there.')
+
+
+def _check_optimizer_number(where: str, key: str, value: Any) -> None:
+    # Not all optimizers look at all of these; timm's Muon takes betas of 1.
+    if key == 'lr':
+        check_number(where, value, above=0)
+    elif key in ('weight_decay', 'eps', 'momentum'):
+        check_number(where, value, 0)
+    elif key == 'betas':
+        if not isinstance(value, (list, tuple)):
+            raise OptionError(f'{where}: found {value!r}; expected a list such as [0.9, 0.99].')
+        for beta in value:
+            if check_number(where, beta, 0, 1) == 1:
+                raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
 
 
 def check_packages(opt: Mapping[str, Any]) -> None:
