@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.image_source import ImageError, ImageSource, decode_rgb, same_stems
 from rdbm_plugin.data.lmdb_writer import write_lmdb
@@ -45,21 +46,15 @@ def create(folder: str | Path, target: str | Path, check: bool = True) -> int:
     return len(source)
 
 
-def main() -> int:
-    """Read the command line, write, and return the exit status."""
+def main() -> None:
+    """Read the command line and write."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', help='images, sub-folders included')
     parser.add_argument('target', help='the LMDB to write, e.g. gt.lmdb')
     parser.add_argument('--no-check', action='store_true', help='do not decode every image first')
     args = parser.parse_args()
-    try:
-        count = create(args.folder, args.target, not args.no_check)
-    except (OSError, ValueError) as error:
-        print(f'create_lmdb: {error}', file=sys.stderr)
-        return 1
-    print(f'{args.target}: {count} images')
-    return 0
+    print(f'{args.target}: {create(args.folder, args.target, not args.no_check)} images')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

@@ -21,14 +21,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from create_lmdb import create
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rdbm_plugin.config.atomic_write import write_atomically
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import ImageError, ImageSource, same_stems, to_float
+from rdbm_plugin.data.photo_file import Photo, write_photo
 from rdbm_plugin.evaluation.pictures import picture_grid
 
 SNIPPET = """
@@ -112,12 +112,6 @@ def tiles(height: int, width: int, size: int, step: int) -> Iterator[tuple[int, 
     return ((top, left) for top in starts(height) for left in starts(width))
 
 
-def write(path: Path, image: NDArray[np.float32]) -> None:
-    """Write an RGB image of [0, 1] as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, cv2.imencode('.png', np.rint(image[..., ::-1] * 255).astype(np.uint8))[1].tobytes())
-
-
 def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: int, size: int, step: int,
               seed: int) -> dict:
     """Degrade one photo for one task, write its sub-images, and return the record of what was done."""
@@ -131,8 +125,8 @@ def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: in
     for number, (top, left) in enumerate(tiles(*clean.shape[:2], size or max(clean.shape), step)):
         area = np.s_[top:top + size, left:left + size] if size else np.s_[:, :]
         name = stem + (f'_c{copy}' if copy else '') + (f'_s{number:03d}' if size else '') + '.png'
-        write(folder / 'gt' / name, clean[area])
-        write(folder / 'lq' / name, degraded[area])
+        for side, image in (('gt', clean), ('lq', degraded)):
+            write_photo(folder / side / name, Photo(np.rint(image[area] * 255).astype(np.uint8)))
         names.append(name)
     return {'source': source.path(index), 'copy': copy, 'seeds': seeds, 'files': names,
             'degradations': [{'type': type(each).__name__, **asdict(each)} for each in parameters]}
@@ -206,25 +200,19 @@ def overview(args: Namespace) -> None:
         clean, degraded = (cv2.imread(str(folder / side / name))[..., ::-1] for side in ('gt', 'lq'))
         residual = np.rint((clean.astype(np.float32) - degraded + 255) / 2).astype(np.uint8)
         rows[task] = [clean, degraded, residual]
-    grid = picture_grid(rows, ('clean', 'degraded', 'residual'), 200)
-    write(args.out / 'overview.png', grid.astype(np.float32) / 255)
+    write_photo(args.out / 'overview.png', Photo(picture_grid(rows, ('clean', 'degraded', 'residual'), 200)))
 
 
-def main() -> int:
-    """Read the command line, prepare, and return the exit status."""
+def main() -> None:
+    """Read the command line, prepare, and say what to write into an option file."""
     args = arguments()
-    try:
-        prepare(args)
-    except (OSError, OptionError) as error:
-        print(f'prepare_universal: {error}', file=sys.stderr)
-        return 1
+    prepare(args)
     ending = '.lmdb' if args.lmdb else ''
     lines = [f'      {task}: {{dataroot_gt: {args.out}/{task}/train/gt{ending}, '
              f'dataroot_lq: {args.out}/{task}/train/lq{ending}, quota: 4}}' for task in args.tasks]
     print('Picture:', args.out / 'overview.png')
     print('For the option file:', SNIPPET.format(tasks='\n'.join(lines)), end='')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

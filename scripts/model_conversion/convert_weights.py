@@ -15,6 +15,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.archs.checkpoint import (
     SELF_CONTAINED,
     find_network,
@@ -69,7 +70,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except (OptionError, OSError) as error:
-        sys.exit(str(error))
+    sys.exit(run(main))

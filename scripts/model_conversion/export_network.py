@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdbm_plugin import Restorer, __version__
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.archs.conditional_unet_arch import ConditionalUNet
 from rdbm_plugin.archs.precision import working_in
 from rdbm_plugin.archs.rdbm_unet_arch import DARKEST, STRIP, WINDOW, Context, RDBMUNet, standardise
@@ -413,7 +414,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except (OptionError, OSError) as error:
-        sys.exit(str(error))
+    sys.exit(run(main))

@@ -7,7 +7,7 @@ What is compared runs in turn in one process, so that whatever else slows the ma
 """
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,8 @@ RDBMModel = import_module('rdbm_plugin.models.rdbm_model').RDBMModel
 cost = import_module('rdbm_plugin.evaluation.cost')
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
+SIZES = (1, 256), (1, 512), (8, 128)
+"""Number of images and their height and width, of the sampler's."""
 
 
 def arguments() -> Namespace:
@@ -84,11 +86,11 @@ def network_of(args: Namespace, variant: str | None = None) -> RDBMUNet:
     return RDBMUNet(variant or args.variant).eval().to(args.device, memory_format=torch.channels_last)
 
 
-def sampler_overhead(args: Namespace) -> Iterator[dict[str, Any]]:
+def sampler_overhead(args: Namespace, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[dict[str, Any]]:
     """Ten steps of sampling against ten evaluations of the network."""
     network = network_of(args)
     sampler = BridgeSampler(build_bridge(), steps=10)
-    for count, size in ((1, 256), (1, 512), (8, 128)):
+    for count, size in sizes:
         mu = 2 * images(args, count, size) - 1
         t = torch.full((count,), 50, device=args.device)
         sampling = inference(lambda mu=mu: sampler(network, mu))

@@ -16,6 +16,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
@@ -24,8 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from benchmark import OPTIONS, in_turn, inference, matching, millions, model_step, options_of
-from plain_networks import attention_unet, naf_unet
+from benchmark import OPTIONS, SIZES, in_turn, inference, model_step, options_of, sampler_overhead
 from suites import in_process
 from torch import Tensor, nn
 
@@ -132,7 +132,7 @@ def bare_loop(args: Namespace, network: nn.Module, captured: bool) -> Callable[[
 
 
 def speed(args: Namespace) -> Iterator[Row]:
-    """Training steps of T and L, captured and not, against bare loops and other networks."""
+    """Training steps of T and L, captured and not, against bare loops."""
     what = f'{args.batch} x {args.size}x{args.size}, amp {args.amp}'
     bounds = {'T': 32.0, 'L': 65.0} if args.fast else {}
     batch = pairs(args, args.batch, args.size)
@@ -145,7 +145,9 @@ def speed(args: Namespace) -> Iterator[Row]:
                       bare_loop(args, RDBMUNet(variant), mode == 'captured')]
         for call in calls * 4:
             call()
-        found = {name: 1e3 * median(seconds) for name, seconds in zip(names, in_turn(args, *map(ten, calls)))}
+        # Ten calls, so that the resolution of the clock does not matter.
+        seconds = in_turn(args, *(partial(repeat, 10, call) for call in calls))
+        found = {name: 1e3 * median(each) for name, each in zip(names, seconds)}
         for name, time in found.items():
             high = bounds.get(variant, math.inf) if name == 'captured step' else math.inf
             yield Row(f'{variant}, {name}, {what}', time / 10, 'ms', high=high)
@@ -153,17 +155,6 @@ def speed(args: Namespace) -> Iterator[Row]:
             if mode in modes:
                 yield Row(f'{variant}, {mode} step / bare loop', found[f'{mode} step'] / found[f'{mode} bare loop'], '',
                           high=math.inf if args.dry else high)
-        for title, make in (('NAF U-Net', naf_unet), ('attention U-Net', attention_unet)):
-            if args.dry and title != 'NAF U-Net':
-                continue
-            network = matching(millions(RDBMUNet(variant)), millions, make)
-            name = f'{title} of {millions(network):.2f} M'
-            try:
-                found[title] = 1e3 * median(in_turn(args, bare_loop(args, network, not args.dry))[0])
-            except torch.cuda.OutOfMemoryError:
-                print(f'   {name}: out of memory')
-                continue
-            yield Row(f'{variant}, bare loop of a {name}', found[title], 'ms')
 
 
 def repeat(count: int, call: Callable[[], object]) -> None:
@@ -172,22 +163,11 @@ def repeat(count: int, call: Callable[[], object]) -> None:
         call()
 
 
-def ten(call: Callable[[], object]) -> Callable[[], object]:
-    """Ten calls, so that the clock does not matter."""
-    return lambda: repeat(10, call)
-
-
 def sampler(args: Namespace) -> Iterator[Row]:
     """Ten steps of sampling against ten evaluations."""
-    network = RDBMUNet('T' if args.dry else 'L').eval().to(args.device, memory_format=torch.channels_last)
-    sampling = BridgeSampler(build_bridge(), steps=10)
-    for count, size in ((1, 16),) if args.dry else ((1, 256), (1, 512), (8, 128)):
-        mu = (2 * pairs(args, count, size)['lq'] - 1).contiguous(memory_format=torch.channels_last)
-        t = torch.full((count,), 50, device=args.device)
-        both = in_turn(args, inference(lambda mu=mu: sampling(network, mu)),
-                       inference(lambda mu=mu, t=t: [network(mu, mu, t) for _ in range(10)]))
-        yield Row(f'10-step sampling / 10 evaluations, {count} x {size}x{size}',
-                  median(a / b for a, b in zip(*both)), '', high=math.inf if args.dry else 1.03)
+    variant, sizes = ('T', [(1, 16)]) if args.dry else ('L', SIZES)
+    for row in sampler_overhead(Namespace(variant=variant, device=args.device, rounds=args.rounds), sizes):
+        yield Row(row['what'], row['ratio'], '', high=math.inf if args.dry else 1.03)
 
 
 def waits(args: Namespace) -> Iterator[Row]:

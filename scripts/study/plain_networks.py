@@ -127,16 +127,17 @@ def attention_unet(width: int) -> PlainUNet:
     return PlainUNet(width, AttentionBlock, lambda channels, time: AttentionBlock(channels, time, linear=False))
 
 
+class NafBlocks(nn.ModuleList):
+    """Two blocks of NAFNet."""
+
+    def __init__(self, channels: int, time: int) -> None:
+        super().__init__(NafBlock(channels, time) for _ in range(2))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(N, C, H, W), (N, time) -> (N, C, H, W)."""
+        return self[1](self[0](x, time), time)
+
+
 def naf_unet(width: int) -> PlainUNet:
-    """Blocks of NAFNet on all levels, two on each."""
-    class Two(nn.Module):
-        def __init__(self, channels: int, time: int) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(NafBlock(channels, time) for _ in range(2))
-
-        def forward(self, x: Tensor, time: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = block(x, time)
-            return x
-
-    return PlainUNet(width, Two, Two)
+    """Two blocks of NAFNet on all levels."""
+    return PlainUNet(width, NafBlocks, NafBlocks)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from suites import changes_of, is_suite, read_suite, rows_of
 
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.bridge import ResidualBridge, build_bridge
 from rdbm_plugin.config.option_file import read_option_file
-from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.degradations import degrade, draw
 from rdbm_plugin.data.image_source import to_float
@@ -105,25 +105,20 @@ def noise_map(photos: str, task: str) -> list[np.ndarray]:
     return shown
 
 
-def main() -> int:
-    """Draw all pictures and return the exit status."""
+def main() -> None:
+    """Draw all pictures."""
     args = arguments()
-    try:
-        blocks = {name: block for file in args.files for name, block in read(file).items()}
-        bridges = {name: build_bridge(block, lookup.registered('BRIDGE')) for name, block in blocks.items()}
-        first = next(iter(bridges.values()))
-        pictures = noise_map(args.photos, args.task)
-    except OptionError as error:
-        print(f'plot_bridge: {error}', file=sys.stderr)
-        return 1
+    blocks = {name: block for file in args.files for name, block in read(file).items()}
+    bridges = {name: build_bridge(block, lookup.registered('BRIDGE')) for name, block in blocks.items()}
+    first = next(iter(bridges.values()))
+    pictures = noise_map(args.photos, args.task)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, figure in (('coefficients', coefficients(bridges)), ('rnr', rnr(first))):
         figure.savefig(args.out / f'{name}.png', dpi=110)
     titles = ('clean', 'degraded', 'noise for pi = 1', 'noise for pi = residual')
     cv2.imwrite(str(args.out / 'noise_map.png'), picture_grid({args.task: pictures}, titles)[..., ::-1])
     print('Pictures:', ', '.join(str(args.out / f'{name}.png') for name in ('coefficients', 'rnr', 'noise_map')))
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

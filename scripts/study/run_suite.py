@@ -16,6 +16,7 @@ from pathlib import Path
 from suites import in_process, is_suite, read_suite, rows_of, write_row
 from tqdm import tqdm
 
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.commands import pipeline
 from rdbm_plugin.config.options import OptionError
 
@@ -69,11 +70,7 @@ def train(file: str, args: Namespace, bar: tqdm) -> str | None:
 def main() -> int:
     """Train, compare, and return 1 if anything failed, else 0."""
     args = arguments()
-    try:
-        files = [each for file in args.files for each in written(file, args)]
-    except OptionError as error:
-        print(f'run_suite: {error}', file=sys.stderr)
-        return 2
+    files = [each for file in args.files for each in written(file, args)]
     if args.write:
         print('\n'.join(files))
         return 0
@@ -95,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.archs.checkpoint import read_safely
 from rdbm_plugin.archs.precision import PRECISIONS, working_in
 from rdbm_plugin.bridge import build_bridge
-from rdbm_plugin.config.options import OptionError, build
+from rdbm_plugin.config.options import build
 from rdbm_plugin.losses.objective import Objective, States
 
 import_module('rdbm_plugin.registration')
@@ -79,7 +80,4 @@ def repeat(network: nn.Module, options: dict[str, Any], states: States, amp: str
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except OptionError as error:
-        sys.exit(str(error))
+    sys.exit(run(main))

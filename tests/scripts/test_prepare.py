@@ -121,7 +121,7 @@ def test_other_settings_are_not_mixed_into_a_folder(photos, tmp_path):
     run(tmp_path, '--out', 'out')
     before = content(tmp_path / 'out')
     process = run(tmp_path, '--out', 'out', '--seed', 1, check=False)
-    assert process.returncode == 1 and 'other settings' in process.stdout and 'Traceback' not in process.stdout
+    assert process.returncode == 2 and 'other settings' in process.stdout and 'Traceback' not in process.stdout
     assert content(tmp_path / 'out') == before
 
 
@@ -130,7 +130,7 @@ def test_other_settings_are_not_mixed_into_a_folder(photos, tmp_path):
     (['--copies', '0'], '--copies')])
 def test_bad_arguments_are_named_and_nothing_is_written(tmp_path, arguments, words):
     process = command(SCRIPT, *arguments, cwd=tmp_path, check=False)
-    assert process.returncode in (1, 2) and words in process.stdout and 'Traceback' not in process.stdout
+    assert process.returncode == 2 and words in process.stdout and 'Traceback' not in process.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -139,7 +139,7 @@ def test_all_bad_photos_are_named_before_anything_is_written(photos, tmp_path):
     (photos / '0/02.jpg').write_bytes((photos / '0/02.png').read_bytes())
     (photos / '0/08.png').write_bytes((photos / '0/08.png').read_bytes()[:500])
     process = run(tmp_path, '--out', 'out', check=False)
-    assert process.returncode == 1 and 'Traceback' not in process.stdout
+    assert process.returncode == 2 and 'Traceback' not in process.stdout
     for words in ('3 photos cannot be used', '05.png: not a readable image', '08.png: not a readable image',
                   '0/02: occurs with several suffixes'):
         assert words in process.stdout

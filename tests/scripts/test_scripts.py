@@ -24,7 +24,7 @@ def test_bridges_are_drawn(tmp_path):
 def test_drawing_names_a_bad_file(tmp_path):
     (tmp_path / 'bad.yml').write_text('name: bad\nnum_gpu: 0\ndatasets: {}\npath: {}\nbridge: {type: Brige}\n')
     process = command(ROOT / 'scripts/study/plot_bridge.py', 'bad.yml', cwd=tmp_path, check=False)
-    assert process.returncode == 1 and "bridge: type: found 'Brige'" in process.stdout
+    assert process.returncode == 2 and "bridge: type: found 'Brige'" in process.stdout
     assert 'Traceback' not in process.stdout
 
 

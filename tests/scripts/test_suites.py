@@ -90,7 +90,7 @@ def test_family_has_a_row_for_every_bridge(tmp_path):
 @pytest.mark.parametrize('name', FAMILY)
 def test_family_trains_and_validates(name, tmp_path):
     process = rdbm('train', row_file('family', name, tmp_path), tmp_path, short(2))
-    assert 'Validation, 2 network evaluations an image:' in process.stdout and 'nan' not in process.stdout.lower()
+    assert 'Validation, 2 network evaluations per image:' in process.stdout and 'nan' not in process.stdout.lower()
 
 
 @pytest.mark.parametrize(('backbone', 'channels'), [(EDSR, 3), (SWINIR, 6)])
