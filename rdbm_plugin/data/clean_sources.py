@@ -1,4 +1,4 @@
-"""Where clean images come from: folders, LMDBs, photos that packages ship, or dead leaves. Needs no BasicSR."""
+"""Sources of clean images: folders, LMDBs, photos that packages ship, and dead leaves. Does not need BasicSR."""
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Protocol
@@ -13,18 +13,17 @@ EMBEDDED = {
     'train': ('astronaut.png', 'motorcycle_left.png', 'motorcycle_right.png', 'rocket.jpg'),
     'val': ('chelsea.png', 'coffee.png'),
 }
-"""Colour photos inside scikit-image, which BasicSR depends on. Those under ``val`` are never trained on.
+"""Colour photos inside scikit-image, which BasicSR depends on. The photos under ``val`` are never trained on.
 
-Those of other kinds (retina, stained tissue, deep sky) are left out: they cost about 1 dB on the held-out photos.
+Images of other kinds (retina, stained tissue, deep sky) are left out: they cost about 1 dB on the held-out photos.
 """
-
 PACKAGED = {'scikit-learn': ('sklearn.datasets.images', ('china.jpg', 'flower.jpg')),
             'matplotlib': ('matplotlib', ('mpl-data/sample_data/grace_hopper.jpg',))}
-"""More photos that common packages ship: package -> module they lie in, and their names. For training alone."""
+"""More photos that common packages ship, for training only: package -> the module that contains them, their names."""
 
 
 class CleanSource(Protocol):
-    """Clean images by number: RGB, (H, W, 3), uint8 or uint16; names without suffix; where they lie, for messages."""
+    """Clean images by index: RGB, (H, W, 3), uint8 or uint16; names without suffix; paths for messages."""
 
     def __len__(self) -> int: ...
     def decode(self, index: int) -> NDArray[Any]: ...
@@ -33,7 +32,7 @@ class CleanSource(Protocol):
 
 
 class Several:
-    """Sources one after another; see :class:`CleanSource`."""
+    """Concatenation of sources; see :class:`CleanSource`."""
 
     def __init__(self, sources: Sequence[CleanSource]) -> None:
         self.sources = tuple(sources)
@@ -56,15 +55,15 @@ class Several:
 
 
 def open_clean(root: str | Sequence[str], phase: str) -> CleanSource:
-    """The clean images that ``dataroot_gt`` names.
+    """Open the clean images that ``dataroot_gt`` names.
 
     Args:
         root: A folder (sub-folders included), an LMDB, ``embedded``, the photos of ``scikit-learn`` (2) or
-            ``matplotlib`` (1), ``dead_leaves:COUNT``, or several: a list of these, or joined by `` + ``, as BasicSR's
-            own scripts allow no list here: ``embedded + dead_leaves:8``.
+            ``matplotlib`` (1), or ``dead_leaves:COUNT``. Several are given as a list or, as BasicSR's own scripts do
+            not allow a list here, joined by `` + ``: ``embedded + dead_leaves:8``.
         phase: ``train``, ``val`` or ``test``; chooses among the embedded photos and seeds the dead leaves.
 
-    Raises OptionError if the root does not exist or holds no image.
+    Raises OptionError if the root does not exist or has no image.
     """
     part = 'train' if phase == 'train' else 'val'
     if isinstance(root, list) and root:

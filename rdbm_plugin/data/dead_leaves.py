@@ -1,4 +1,4 @@
-"""Random textures with the statistics of natural images, for training without photos. Needs numpy and OpenCV."""
+"""Random textures with the statistics of natural images, for training without photos. Needs NumPy and OpenCV."""
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -7,16 +7,16 @@ from rdbm_plugin.config.options import check_int
 
 
 class DeadLeaves:
-    """Random textures of occluding shapes, image i always the same.
+    """Random textures of occluding shapes; image i is always the same.
 
-    Shapes of all sizes, with a density of radii proportional to r^-3, hide one another, which gives the edges, flat
-    parts and scale invariance of natural images (Lee, Mumford & Huang, IJCV 2001); networks trained on them restore
-    photos (Achddou, Gousseau & Ladjal, CVIU 2023). Colours follow two hues; each leaf has its gradient and grain.
+    Shapes of all sizes, with a density of radii proportional to r^-3, occlude one another, which gives the edges, flat
+    parts and scale invariance of natural images (Lee, Mumford & Huang, IJCV 2001). Networks trained on them restore
+    photos (Achddou, Gousseau & Ladjal, CVIU 2023). Colours follow two hues; large leaves have a gradient and grain.
 
     Args:
-        count: Images.
-        size: Their height and width in pixels.
-        seed: Another one gives other images.
+        count: Number of images.
+        size: Height and width of an image in pixels.
+        seed: Seed of all images.
     """
 
     def __init__(self, count: int, size: int = 256, seed: int = 0) -> None:
@@ -26,22 +26,21 @@ class DeadLeaves:
         return self.count
 
     def stem(self, index: int) -> str:
-        """Its number; there is no file."""
+        """Return a name made of the index, as there is no file."""
         return f'dead_leaves_{index:06d}'
 
     path = stem
 
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """Draw image ``index``, (size, size, 3) uint8."""
+        """Draw image ``index``: RGB, (size, size, 3) uint8."""
         rng = np.random.default_rng([self.seed, index])
         size = self.size
         hues = rng.uniform(0, 1, (2, 3))
-        image = np.empty((size, size, 3), np.uint8)
-        image[:] = _colour(hues, rng)
+        image = np.full((size, size, 3), _colour(hues, rng), np.uint8)
         small, large = rng.uniform(2.5, 8), rng.uniform(0.15, 0.5) * size
         covered = 0.0
         while covered < 5 * size * size:
-            # Inverse of the distribution function of a density r^-3 between the two radii.
+            # Inverse of the cumulative distribution of a density r^-3 between the two radii.
             radius = (small**-2 - rng.random() * (small**-2 - large**-2)) ** -0.5
             covered += 3 * radius**2
             _leaf(image, radius, _colour(hues, rng), rng)
@@ -49,7 +48,7 @@ class DeadLeaves:
 
 
 def _leaf(image: NDArray[np.uint8], radius: float, colour: NDArray[np.float64], rng: np.random.Generator) -> None:
-    """Draw a polygon or a bean; large ones with a gradient and grain."""
+    """Draw a polygon or a bean; large shapes have a gradient and grain."""
     corners = int(rng.integers(3, 9))
     if corners < 7:
         angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * (2 * np.pi / corners)

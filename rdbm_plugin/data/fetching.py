@@ -1,7 +1,4 @@
-"""Photo sets by name: download, check and unpack them into the layout that our option files read.
-
-Needs the standard library and tqdm only.
-"""
+"""Download, check and unpack photo sets into the layout that our option files read. Needs tqdm only."""
 import hashlib
 import shutil
 import tarfile
@@ -21,16 +18,16 @@ from tqdm import tqdm
 from rdbm_plugin.config.options import OptionError
 
 TRIES = 4
-"""Times that a download is tried, each resuming the one before."""
+"""Attempts at a download; each resumes the previous one."""
 LARGEST_IMAGE = 2**26
-"""Bytes that one image of a set may have; more is no photo."""
+"""Largest size of an image in bytes; a larger file is not a photo."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of a set: how many images it has, and what they are.
+    """One folder of a set: its number of images, and their digest.
 
-    ``digest`` is the SHA-256 of a line ``NAME SHA-256\\n`` for each image, in the order of their names.
+    ``digest`` is the SHA-256 of one line ``NAME SHA-256\\n`` per image, ordered by name.
     """
 
     count: int
@@ -39,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """What is known of a set; ``urls`` are of one archive each, all with the same images."""
+    """A photo set; each of ``urls`` is an archive with the same images."""
 
     urls: tuple[str, ...]
     parts: Mapping[str, Part]
@@ -55,22 +52,22 @@ SETS = {
         {'train': Part(200, 'd11b47a6ba844165ee2b83967b6ad02642713627e839c1d81ec319b256e4384e'),
          'val': Part(100, '9d061d5664e72c068ecf3f5652d31aaa8a4bc4b2cfcf0aa84ce65740ddc7603c'),
          'test': Part(200, '4c86e4cce33a730f38bc8ca8405f310af5b69fa90f12ebaf4112d5f56081d774')},
-        'Photos for non-commercial research and education; see the Berkeley Segmentation Data Set\'s page.',
+        'Photos for non-commercial research and education; see the page of the Berkeley Segmentation Data Set.',
         'P. Arbelaez, M. Maire, C. Fowlkes, J. Malik: Contour Detection and Hierarchical Image Segmentation. IEEE '
         'TPAMI 33(5), 2011.'),
 }
 
 
 def fetch(name: str, root: Path, source: str | None = None) -> Path:
-    """Put a set into ``root/NAME/PART``, whole or not at all; returns the folder ``root/NAME``.
+    """Fetch a set into ``root/NAME/PART``, completely or not at all, and return the folder ``root/NAME``.
 
     Args:
         name: One of SETS.
-        root: Folder of all data sets, made if it is missing.
-        source: An archive or a folder that is there already, or another address; default: the set's own addresses.
+        root: Folder of all data sets, created if it does not exist.
+        source: An existing archive or folder, or another URL; default: the URLs of the set.
 
     Raises:
-        OptionError: There is something else at that place, no address answers, or the images are not those of the set.
+        OptionError: The folder has other content, no URL answers, or the images are not those of the set.
     """
     wanted, folder = SETS[name], root / name
     if folder.exists():
@@ -82,7 +79,7 @@ def fetch(name: str, root: Path, source: str | None = None) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         total = sum(each.count for each in wanted.parts.values())
-        # One more than there should be is enough to refuse the archive, however many are in it.
+        # One image too many is enough to refuse the archive, however many it contains.
         images = islice(images_in(archive, wanted), total + 1)
         for part, file, content in tqdm(images, desc=f'Unpack {name}', unit='image', leave=False, total=total):
             (partial / part).mkdir(parents=True, exist_ok=True)
@@ -100,23 +97,23 @@ def _archive(name: str, wanted: PhotoSet, root: Path, source: str | None) -> Pat
     if source is not None and Path(source).exists():
         return Path(source)
     if source is not None and urlsplit(source).scheme not in ('http', 'https'):
-        raise OptionError(f'--from: no file or folder {source!r}, and no address that begins with http:// or https://.')
+        raise OptionError(f'--from: found {source!r}; expected an existing file or folder, or a URL that begins with '
+                          'http:// or https://.')
     faults = []
     for url in wanted.urls if source is None else (source,):
-        # What one address began may not be resumed from another.
+        # A download must not be resumed from another URL.
         target = root / f'{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{PurePosixPath(url).suffix}'
         try:
             return download(url, target)
         except OptionError as error:
             faults.append(str(error))
-    raise OptionError(' '.join(faults) + ' If you have the archive or its folder, name it with --from.')
+    raise OptionError(' '.join(faults) + ' If you have the archive or its folder, pass it with --from.')
 
 
 def download(url: str, target: Path) -> Path:
-    """Download a file; what an interrupted attempt left beside it is resumed.
+    """Download a file, resuming an earlier attempt that was interrupted.
 
-    Raises:
-        OptionError: The server refuses, or interrupts every attempt.
+    Raises OptionError if the server refuses, or every attempt fails.
     """
     if target.is_file():
         return target
@@ -129,7 +126,7 @@ def download(url: str, target: Path) -> Path:
         except HTTPError as error:
             fault = f'the server answered {error.code} {error.reason}'
             if error.code == 416:
-                # What is there is longer than the file, so it is of another one.
+                # The partial download is longer than the file, so it belongs to another file.
                 partial.unlink(missing_ok=True)
             elif error.code < 500:
                 raise OptionError(f'{url}: {fault}.') from None
@@ -155,13 +152,12 @@ def _download_rest(url: str, partial: Path) -> None:
 
 
 def images_in(archive: Path, wanted: PhotoSet) -> Iterator[tuple[str, str, bytes]]:
-    """Part, file name and content of the images of a set in an archive or a folder.
+    """Yield part, file name and content of the images of a set in an archive or a folder.
 
-    An image belongs to the part that its folder is named after. Of paths in an archive only the last two names are
-    looked at and none is used, so that nothing can be written elsewhere; links and what is too large are left out.
+    An image belongs to the part that its folder is named after. Only the last two names of a path in an archive are
+    read, so that nothing can be written elsewhere. Links and files that are too large are skipped.
 
-    Raises:
-        OptionError: It is no archive, or damaged.
+    Raises OptionError if the file is not an archive, or is damaged.
     """
     try:
         for name, size, read in _files_in(archive):
@@ -170,11 +166,12 @@ def images_in(archive: Path, wanted: PhotoSet) -> Iterator[tuple[str, str, bytes
                     and not path.name.startswith('.') and size <= LARGEST_IMAGE):
                 yield path.parent.name, path.name, read()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise OptionError(f'{archive}: not a whole .zip or .tar archive ({error}); remove it and try again.') from None
+        raise OptionError(f'{archive}: not a complete .zip or .tar archive ({error}); remove it and try again.'
+                          ) from None
 
 
 def _files_in(archive: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Name, size and reader of each file; a reader serves until the next file is asked for."""
+    """Yield name, size and reader of each file; a reader is valid until the next file is requested."""
     if archive.is_dir():
         for path in sorted(archive.rglob('*')):
             if path.is_file():
@@ -191,7 +188,7 @@ def _files_in(archive: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
 
 
 def check(folder: Path, wanted: PhotoSet, source: Path | None = None) -> None:
-    """Raise OptionError unless a folder holds exactly the images of a set."""
+    """Raise OptionError unless a folder contains exactly the images of a set."""
     for name, part in wanted.parts.items():
         files = sorted(path for path in (folder / name).glob(f'*{wanted.suffix}') if path.is_file())
         if len(files) != part.count:

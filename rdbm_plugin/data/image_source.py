@@ -1,4 +1,4 @@
-"""Encoded images by name, from a folder or an LMDB, and their decoding."""
+"""Images in a folder or an LMDB: listing, reading and decoding."""
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
 
 class ImageError(OSError):
-    """An image cannot be used; the message names it and says why."""
+    """An image cannot be used; the message names the image and the reason."""
 
 
 class ImageSource:
     """The images under one root.
 
-    Names are kept in one array of bytes: a list of strings would be copied into every worker bit by bit, as reading
-    a string changes its reference count.
+    Names are stored in one byte array. A list of strings would gradually be copied into every worker, as reading a
+    string changes its reference count.
 
     Args:
-        root: A folder, read with its sub-folders, or an LMDB in BasicSR's layout (a folder with ``data.mdb`` and
+        root: A folder, searched with its sub-folders, or an LMDB in BasicSR's layout (a folder with ``data.mdb`` and
             ``meta_info.txt``, whose name ends in ``.lmdb``).
-        backend: ``disk`` or ``lmdb``; by default what ``root`` is.
+        backend: ``disk`` or ``lmdb``; by default, the suffix of ``root`` decides.
         key: Option key that errors name.
         names: Only these images of a folder.
 
-    Raises OptionError if there is no such root, or no image in it.
+    Raises OptionError if the root does not exist or has no image.
     """
 
     def __init__(self, root: str | Path, backend: str | None = None, key: str = 'dataroot',
@@ -68,28 +68,28 @@ class ImageSource:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """Path below the root, with ``/`` between its parts; in an LMDB the key."""
+        """Return the path below the root, with ``/`` between its parts; in an LMDB, the key."""
         return self._names[index].decode()
 
     def stems(self) -> list[str]:
-        """All names without suffix, in order."""
+        """Return all names without suffix, in order."""
         return [self.stem(index) for index in range(len(self))]
 
     def stem(self, index: int) -> str:
-        """A name without suffix."""
+        """Return a name without suffix."""
         return self.name(index) if self.is_lmdb else _stem(self.name(index))
 
     def path(self, index: int) -> str:
-        """Where an image lies, for messages and for names of results."""
+        """Return the path of an image, for messages and for the names of results."""
         return str(self.root / self.name(index))
 
     def read(self, index: int) -> bytes:
-        """The encoded image; raises ImageError if it cannot be read."""
+        """Return the encoded image; raises ImageError if it cannot be read."""
         if self.is_lmdb:
             with _environment(str(self.root)).begin() as transaction:
                 content = transaction.get(self._names[index])
             if content is None:
-                raise ImageError(f'{self.path(index)}: named in meta_info.txt, but no such key; make the LMDB again.')
+                raise ImageError(f'{self.path(index)}: listed in meta_info.txt, but not in the LMDB; write it again.')
             return content
         try:
             return (self.root / self.name(index)).read_bytes()
@@ -102,20 +102,20 @@ class ImageSource:
 
 
 def below_one_root(sources: Sequence[ImageSource], key: str) -> ImageSource:
-    """Several folders as one source, one after another, below the folder that they share; of LMDBs there can be one."""
+    """Concatenate folders into one source whose root is their common parent; a single LMDB is returned as it is."""
     if len(sources) == 1:
         return sources[0]
     if any(source.is_lmdb for source in sources):
-        raise OptionError(f'{key}: found an LMDB in a list; expected folders, or one LMDB.')
+        raise OptionError(f'{key}: found an LMDB in a list; expected a list of folders, or one LMDB.')
     root = Path(os.path.commonpath([source.root.absolute() for source in sources]))
     return ImageSource(root, 'disk', key, [(source.root.absolute() / name).relative_to(root).as_posix()
                                            for source in sources for name in map(source.name, range(len(source)))])
 
 
 def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Decode to RGB, (H, W, 3), of 8 or 16 bits as stored; gray is repeated, alpha is dropped.
+    """Decode to RGB, (H, W, 3), in 8 or 16 bits as stored; gray is repeated, alpha is dropped.
 
-    Raises ImageError, beginning with ``name``, if the content is empty, truncated or no image.
+    Raises ImageError with a message that begins with ``name`` if the content is empty, truncated or not an image.
     """
     fault = 'is empty' if not content else 'is truncated' if _is_truncated(content) else None
     image = None
@@ -125,41 +125,41 @@ def decode_rgb(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint
         if image is None:
             fault = 'is damaged or of another format'
         elif image.dtype not in (np.uint8, np.uint16):
-            fault = f'holds {image.dtype} values; 8 and 16 bits are supported'
+            fault = f'holds {image.dtype} values; only 8 and 16 bits are supported'
     if fault:
         raise ImageError(f'{name}: not a readable image: it {fault}. Replace or remove it.')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def has_end(start: bytes, end: bytes) -> bool:
-    """Whether the end of a file has the mark of PNG or JPEG if its start has; True for other formats."""
+    """Return whether a PNG or JPEG file has its end mark; True for other formats."""
     mark = b'IEND' if start.startswith(b'\x89PNG') else b'\xff\xd9' if start.startswith(b'\xff\xd8') else b''
     return mark in end
 
 
 def _is_truncated(content: bytes) -> bool:
-    # OpenCV fills what is missing with gray and says nothing.
+    # OpenCV silently fills missing parts with gray.
     if has_end(content, content.rstrip(b'\0')[-4096:]):
         return False
-    # Phones append films to their pictures; Pillow knows whether the picture itself is complete.
+    # Phones append videos to their photos; Pillow knows whether the photo itself is complete.
     try:
         with Image.open(BytesIO(content)) as image:
             image.load()
-    # Pillow's decoders raise whatever Python raises at a damaged file.
+    # On a damaged file, Pillow's decoders can raise any exception.
     except Exception:
         return True
     return False
 
 
 def to_float(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
-    """8 or 16 bits -> float32 in [0, 1]; floats stay as they are."""
+    """Convert 8 or 16 bits to float32 in [0, 1]; floats stay as they are."""
     if image.dtype.kind == 'f':
         return image
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
 def same_stems(source: ImageSource) -> Sequence[str]:
-    """Names that occur twice, with different suffixes."""
+    """Return the names that occur more than once, with different suffixes."""
     return sorted(stem for stem, count in Counter(source.stems()).items() if count > 1)
 
 
@@ -167,14 +167,14 @@ _environments: dict[str, lmdb.Environment] = {}
 
 
 def _environment(path: str) -> lmdb.Environment:
-    """One handle a process: LMDB forbids two on one path."""
+    """Return this process's only handle of an LMDB: two on one path are forbidden."""
     if path not in _environments:
         _environments[path] = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
     return _environments[path]
 
 
 def _close_inherited() -> None:
-    # None may be used after a fork, and those that are inherited count as open.
+    # Handles must not be used after a fork, and inherited ones count as open.
     for environment in _environments.values():
         environment.close()
     _environments.clear()

@@ -1,4 +1,4 @@
-"""Looking at the images of a data set before training does: all of each, or headers alone."""
+"""Checks of the images of a data set before training: whole images, or headers only."""
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,8 @@ from rdbm_plugin.data.universal_paired_dataset import Task, UniversalPairedDatas
 
 SHOWN = 5
 """Names listed in one finding."""
+HEADERS = 2000
+"""Files whose headers are checked before training."""
 
 
 class Finding(NamedTuple):
@@ -30,7 +32,7 @@ class Finding(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What one image is."""
+    """The result of looking at one image."""
 
     name: str
     fault: str | None
@@ -39,17 +41,17 @@ class Look(NamedTuple):
     kind: str = 'RGB'
     """RGB, gray, alpha or 16-bit."""
     digest: str = ''
-    """Of its pixels, whatever the file format."""
+    """Hash of the pixels, independent of the file format."""
 
 
 def names(items: Iterable[str]) -> str:
-    """The first few of many names."""
+    """Join the first few of many names."""
     items = list(items)
     return ', '.join(items[:SHOWN]) + (f' and {len(items) - SHOWN} more' if len(items) > SHOWN else '')
 
 
 def look_at(source: ImageSource, index: int) -> Look:
-    """Decode one image and say what it is."""
+    """Decode and describe one image."""
     name = source.path(index)
     try:
         content = source.read(index)
@@ -63,14 +65,14 @@ def look_at(source: ImageSource, index: int) -> Look:
 
 
 def look_at_all(source: ImageSource, indices: Sequence[int], title: str) -> dict[int, Look]:
-    """Look at many images, in parallel, with progress on the standard error."""
+    """Look at many images in parallel, with a progress bar on stderr."""
     with ThreadPoolExecutor() as pool:
         looks = pool.map(lambda index: look_at(source, index), indices)
         return dict(zip(indices, tqdm(looks, total=len(indices), desc=title, unit='image', leave=False)))
 
 
 def open_tasks(dataset: Mapping[str, Any]) -> list[Task]:
-    """The pairs of a dataset block of UniversalPairedDataset or of BasicSR's paired data sets."""
+    """Open the tasks of a dataset block of UniversalPairedDataset or of one of BasicSR's paired data sets."""
     tasks = dataset.get('tasks')
     if not isinstance(tasks, Mapping):
         if not (dataset.get('dataroot_gt') and dataset.get('dataroot_lq')) or dataset.get('scale', 1) != 1:
@@ -83,46 +85,42 @@ def open_tasks(dataset: Mapping[str, Any]) -> list[Task]:
 
 
 def inspect_pairs(task: Task, where: str, dataset: Mapping[str, Any], seen: dict[str, str]) -> Iterator[Finding]:
-    """Findings on one task of a dataset block; ``seen`` is filled with digest -> name of the clean images."""
-    if task.pairs.lonely_lq:
+    """Yield findings on one task of a dataset block; adds digest -> name of the clean images to ``seen``."""
+    gt_indices, lq_indices, lonely_gt, lonely_lq = task.pairs
+    if lonely_lq:
         level = 'warning' if dataset.get('skip_unpaired') else 'error'
-        yield Finding(level, where, f'{len(task.pairs.lonely_lq)} degraded images have no clean one: '
-                                    f'{names(task.pairs.lonely_lq)}')
-    if task.pairs.lonely_gt:
-        yield Finding('note', where, f'{len(task.pairs.lonely_gt)} clean images have no degraded one: '
-                                     f'{names(task.pairs.lonely_gt)}')
+        yield Finding(level, where, f'{len(lonely_lq)} degraded images have no clean one: {names(lonely_lq)}')
+    if lonely_gt:
+        yield Finding('note', where, f'{len(lonely_gt)} clean images have no degraded one: {names(lonely_gt)}')
     gt = {index: look._replace(size=tuple(length - 2 * task.gt_border for length in look.size))
-          for index, look in look_at_all(task.gt, sorted(set(task.pairs.gt.tolist())), f'{where} gt').items()}
-    lq = look_at_all(task.lq, sorted(set(task.pairs.lq.tolist())), f'{where} lq')
+          for index, look in look_at_all(task.gt, np.unique(gt_indices).tolist(), f'{where} gt').items()}
+    lq = look_at_all(task.lq, np.unique(lq_indices).tolist(), f'{where} lq')
     yield from _inspect([*gt.values(), *lq.values()], where, dataset)
-    differing = [
-        f'{lq[b].name} {lq[b].size[1]}x{lq[b].size[0]} against {gt[a].size[1]}x{gt[a].size[0]}'
-        for a, b in zip(task.pairs.gt.tolist(), task.pairs.lq.tolist())
-        if not (gt[a].fault or lq[b].fault) and gt[a].size != lq[b].size]
+    differing = [f'{lq[b].name} {lq[b].size[1]}x{lq[b].size[0]} against {gt[a].size[1]}x{gt[a].size[0]}'
+                 for a, b in zip(gt_indices, lq_indices)
+                 if not (gt[a].fault or lq[b].fault) and gt[a].size != lq[b].size]
     if differing:
         yield Finding('error', where, f'{len(differing)} pairs of unequal size: {names(differing)}')
     seen.update((look.digest, look.name) for look in gt.values() if not look.fault)
-    yield Finding('ok', where, f'{len(task.pairs.lq)} pairs looked at')
+    yield Finding('ok', where, f'{len(lq_indices)} pairs checked')
 
 
 def inspect_clean(dataset: Mapping[str, Any], where: str, seen: dict[str, str]) -> Iterator[Finding]:
-    """Findings on the clean images of a SyntheticUniversalDataset block; see :func:`inspect_pairs`."""
+    """Yield findings on the clean images of a SyntheticUniversalDataset block; see :func:`inspect_pairs`."""
     source = open_clean(dataset['dataroot_gt'], dataset['phase'])
     files = [part for part in getattr(source, 'sources', [source]) if isinstance(part, ImageSource)]
     looks = [look for part in files for look in look_at_all(part, range(len(part)), where).values()]
     yield from _inspect(looks, where, dataset)
     seen.update((look.digest, look.name) for look in looks if not look.fault)
-    yield Finding('ok', where, f'{len(source)} clean images, {len(looks)} files looked at')
+    yield Finding('ok', where, f'{len(source)} clean images, {len(looks)} files checked')
 
 
 def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
-    bad = [look.fault for look in looks if look.fault]
-    if bad:
+    if bad := [look.fault for look in looks if look.fault]:
         yield Finding('error', where, f'{len(bad)} of {len(looks)} images cannot be used: {names(bad)}')
     for kind, effect in (('gray', 'repeated to three channels'), ('alpha', 'alpha is dropped'),
                          ('16-bit', 'read as 16 bits; BasicSR\'s own data sets read 8')):
-        some = [look.name for look in looks if look.kind == kind and not look.fault]
-        if some:
+        if some := [look.name for look in looks if look.kind == kind and not look.fault]:
             yield Finding('warning', where, f'{len(some)} {kind} images ({effect}): {names(some)}')
     size = dataset.get('gt_size')
     if dataset['phase'] == 'train' and isinstance(size, int):
@@ -137,10 +135,10 @@ def _inspect(looks: list[Look], where: str, dataset: Mapping[str, Any]) -> Itera
 
 
 def check_headers(dataset: Dataset, where: str) -> None:
-    """Look at the headers of a training set of ours, before training meets what it cannot use.
+    """Check the headers of a training set of ours, so that unusable images are found before training.
 
-    At most ``HEADERS`` files, evenly spread, are looked at; what an LMDB holds was looked at when it was written.
-    Raises OptionError if more than ``max_bad_share`` of them cannot be used, or crops are larger than most images.
+    Checks at most ``HEADERS`` evenly spaced files. LMDBs are skipped, as their images were checked when written.
+    Raises OptionError if more than ``max_bad_share`` of them cannot be used, or crops are too large for most of them.
     """
     if isinstance(dataset, UniversalPairedDataset):
         sources = [source for task in dataset.tasks for source in (task.gt, task.lq)]
@@ -155,8 +153,7 @@ def check_headers(dataset: Dataset, where: str) -> None:
     if len(bad) > dataset.max_bad_share * len(looks):
         raise OptionError(f'{where}: {len(bad)} of {len(looks)} images cannot be used, more than max_bad_share '
                           f'{dataset.max_bad_share:g} allows: {names(bad)}')
-    fault = _too_large_crops(looks, dataset.opt)
-    if fault:
+    if fault := _too_large_crops(looks, dataset.opt):
         raise OptionError(f'{where}: {fault}')
 
 
@@ -167,10 +164,7 @@ def _too_large_crops(looks: Sequence[Look], dataset: Mapping[str, Any]) -> str |
         return None
     return (f'gt_size: found {size}, more than twice the shorter side of {len(small)} of {len(looks)} images '
             f'({small[0].name} {small[0].size[1]}x{small[0].size[0]}); a batch of {batch} pairs would take '
-            f'{batch * 24 * size**2 / 2**20:,.0f} MiB before any network. Write a gt_size that fits the images.')
-
-
-HEADERS = 2000
+            f'{batch * 24 * size**2 / 2**20:,.0f} MiB even without a network. Set gt_size to fit the images.')
 
 
 def _look_at_header(source: ImageSource, index: int) -> Look:
@@ -181,7 +175,7 @@ def _look_at_header(source: ImageSource, index: int) -> Look:
             file.seek(max(0, Path(name).stat().st_size - 64))
             if has_end(start, file.read()):
                 return Look(name, None, image.size[::-1])
-    # Pillow's decoders raise whatever Python raises at a damaged file; OpenCV has the last word.
+    # On a damaged file, Pillow's decoders can raise any exception; OpenCV then decides.
     except Exception:
         pass
     try:
@@ -191,7 +185,7 @@ def _look_at_header(source: ImageSource, index: int) -> Look:
 
 
 def inspect_data(datasets: Mapping[str, Mapping[str, Any]], given: Iterable[str] = ()) -> Iterator[Finding]:
-    """Findings on all blocks of ``datasets:``, and on images that training and validation share; none of ``given``."""
+    """Yield findings on blocks of ``datasets:`` and images in both training and validation; skip ``given`` errors."""
     seen: dict[str, dict[str, str]] = {'train': {}, 'val': {}}
     for phase, dataset in datasets.items():
         side = seen['train' if dataset['phase'] == 'train' else 'val']
@@ -205,7 +199,6 @@ def inspect_data(datasets: Mapping[str, Mapping[str, Any]], given: Iterable[str]
         except OptionError as error:
             if not any(str(error) in message for message in given):
                 yield Finding('error', where, str(error))
-    shared = seen['train'].keys() & seen['val'].keys()
-    if shared:
+    if shared := seen['train'].keys() & seen['val'].keys():
         pairs = sorted(f'{seen["val"][digest]} = {seen["train"][digest]}' for digest in shared)
         yield Finding('error', 'datasets', f'{len(shared)} images are in training and in validation: {names(pairs)}')

@@ -1,4 +1,4 @@
-"""Writing LMDBs that BasicSR reads. Needs lmdb only."""
+"""Writing of LMDBs that BasicSR can read. Needs lmdb only."""
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,17 +12,17 @@ def write_lmdb(path: str | Path, images: Iterable[tuple[str, bytes, tuple[int, i
                map_size: int = 2**26) -> None:
     """Write encoded images into an LMDB in BasicSR's layout: ``data.mdb`` and ``meta_info.txt``.
 
-    All is written beside the target and renamed at the end: there is no half LMDB, and on an error nothing is left.
+    The LMDB is written beside ``path`` and renamed at the end, so it is never incomplete. An error leaves nothing.
 
     Args:
-        path: The LMDB to be; BasicSR insists on a name that ends in ``.lmdb``.
-        images: Key, encoded image as in a file, and (height, width, channels) of each. Keys are paths without suffix,
-            sub-folders included, so that equal names in different folders stay apart.
-        map_size: Bytes to begin with; the map grows when it is full.
+        path: The LMDB to create; BasicSR requires a name that ends in ``.lmdb``.
+        images: Key, encoded image as in a file, and (height, width, channels) of each. Keys are paths without suffix
+            and with sub-folders, so that equal names in different folders stay apart.
+        map_size: Initial size of the memory map in bytes; the map grows when it is full.
 
     Raises:
-        ValueError: ``path`` ends otherwise, or a key occurs twice or is longer than LMDB allows.
-        FileExistsError: There is something at ``path``.
+        ValueError: ``path`` does not end in ``.lmdb``, or a key occurs twice or is longer than LMDB allows.
+        FileExistsError: ``path`` exists.
     """
     path = Path(path)
     if path.suffix != '.lmdb':

@@ -1,4 +1,4 @@
-"""Reading and writing of users' photos: bit depth, alpha, orientation and colour profile survive."""
+"""Reading and writing of users' photos; bit depth, alpha, orientation and colour profile are kept."""
 import contextlib
 import struct
 import warnings
@@ -29,16 +29,14 @@ _OF_PILLOW = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '
 WRITABLE = (*_OF_PILLOW, '.tif', '.tiff', '.exr')
 READABLE = (*dict.fromkeys((*SUFFIXES, *WRITABLE, '.gif', '.jp2', '.j2k')),)
 DEEP = ('.png', '.tif', '.tiff')
-"""Formats that hold 16 bits."""
 FLOATING = ('.tif', '.tiff', '.exr')
-"""Formats that hold floats."""
 FLAT = ('.jpg', '.jpeg', '.bmp')
-"""Formats without alpha."""
+"""Formats that hold 16 bits, that hold floats, and that have no alpha."""
 MISSING = {suffix: package for suffix, package, there in (
     ('.avif', '-U pillow', 'avif' in features.get_supported()),
     ('.heic', 'pillow-heif', find_spec('pillow_heif')), ('.heif', 'pillow-heif', find_spec('pillow_heif')),
     ('.exr', '-U OpenEXR', find_spec('OpenEXR'))) if not there}
-"""Suffix -> what pip has to install before files of this format can be read and written here."""
+"""Suffix -> arguments of ``pip install`` for formats that cannot be read and written here yet."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +50,39 @@ class Photo:
     alpha: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | None = None
     """(H, W) of the dtype of ``rgb``."""
     profile: bytes | None = None
-    """Of ICC."""
+    """ICC profile."""
 
     def with_rgb(self, rgb: NDArray[np.float32]) -> 'Photo':
-        """The same with other colours, (H, W, 3) in [0, 1], in the bit depth of this."""
+        """Return this photo with other colours, (H, W, 3) in [0, 1], in its own bit depth."""
         return replace(self, rgb=_quantized(rgb, self.rgb.dtype))
 
     def bytes_rgb(self) -> NDArray[np.uint8]:
-        """Its colours in 8 bits, (H, W, 3)."""
+        """Return the colours in 8 bits, (H, W, 3)."""
         return _quantized(to_float(self.rgb), np.dtype(np.uint8))
 
 
 def _quantized(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
-    """[0, 1] in another bit depth; values outside are clipped."""
+    """Convert [0, 1] to another bit depth; values outside are clipped."""
     image = np.clip(image, 0, 1, dtype=np.float32)
     return image if dtype.kind == 'f' else np.rint(image * np.float32(np.iinfo(dtype).max)).astype(dtype)
 
 
 def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
-    """Read an image file of any common format; warns if it has further pages or frames, which are not read.
+    """Read an image file of any common format; warns if there is more than one page or frame and reads the first.
 
-    Raises ImageError if it cannot be read or decoded, is larger than ``max_megapixels``, or holds floats beyond [0, 1].
+    Raises ImageError if it cannot be read or decoded, is larger than ``max_megapixels``, or has floats beyond [0, 1].
     """
     def check_size(width: int, height: int) -> None:
         if width * height > max_megapixels * 1e6:
             raise ImageError(f'{path}: has {width * height / 1e6:.0f} megapixels, more than the limit of '
-                             f'{max_megapixels:g}; raise it with --max-megapixels if that is meant.')
+                             f'{max_megapixels:g}; if this is intended, raise the limit with --max-megapixels.')
 
     _check_installed(path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror}).') from None
-    # Decoders raise whatever Python raises at a damaged file.
+    # On a damaged file, decoders can raise any exception.
     try:
         photo = _read_exr(content, check_size) if content.startswith(b'v/1\1') else None
         photo = photo or _read_by_pillow(content, str(path), check_size) or _read_by_opencv(content, check_size)
@@ -94,15 +92,14 @@ def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Phot
         raise ImageError(f'{path}: not a readable image: {error}. Replace or remove it.') from None
     photo = photo or Photo(decode_rgb(content, str(path)))
     if photo.rgb.dtype == np.float32 and not (photo.rgb.min() >= 0 and photo.rgb.max() <= 1):
-        raise ImageError(f'{path}: holds values from {photo.rgb.min():g} to {photo.rgb.max():g}; floats are taken in '
-                         '[0, 1], from black to white. Scale them, or save the picture in 16 bits.')
+        raise ImageError(f'{path}: holds values from {photo.rgb.min():g} to {photo.rgb.max():g}; floats must lie in '
+                         '[0, 1], from black to white. Scale them or save the image in 16 bits.')
     return photo
 
 
 def _check_installed(path: str | Path) -> None:
-    package = MISSING.get(Path(path).suffix.lower())
-    if package:
-        raise ImageError(f'{path}: this format needs more than is installed; run: pip install {package}')
+    if package := MISSING.get(Path(path).suffix.lower()):
+        raise ImageError(f'{path}: this format needs a package that is missing or too old; run: pip install {package}')
 
 
 def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
@@ -117,9 +114,9 @@ def _read_exr(content: bytes, check_size: Callable[[int, int], None]) -> Photo:
 
 
 def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], None]) -> Photo | None:
-    """None if Pillow does not know the format, such as colours of floats, or OpenCV does not know its values."""
+    """Return None if Pillow does not know the format (e.g. float colours) or OpenCV does not know its values."""
     try:
-        # It opens lazily: sizes are known before anything is decoded. There is a limit of our own.
+        # Pillow opens lazily, so the size is checked, against a limit of our own, before anything is decoded.
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content))
@@ -131,14 +128,14 @@ def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], 
         check_size(*image.size)
         pages = getattr(image, 'n_frames', 1)
         if pages > 1:
-            warnings.warn(f'{name}: has {pages} pages or frames, of which the first alone is read; split the file to '
+            warnings.warn(f'{name}: has {pages} pages or frames, but only the first is read; split the file to '
                           'restore the others.', stacklevel=3)
-        # A profile of other colours would be wrong for the RGB that is made of them.
+        # The profile of another colour space would be wrong after the conversion to RGB.
         profile = None if image.mode in ('CMYK', 'LAB', 'YCbCr', 'HSV') else image.info.get('icc_profile')
-        # Pillow and OpenCV turn TIFF upright by themselves.
+        # Pillow and OpenCV apply the orientation of TIFF themselves.
         orientation = 1 if image.format == 'TIFF' else image.getexif().get(0x0112, 1)
         image.load()
-        # Decoders of JPEG 2000 make the best of what there is.
+        # Decoders of JPEG 2000 accept truncated files.
         if image.format == 'JPEG2000' and b'\xff\xd9' not in content:
             raise ValueError('it is truncated')
         if image.format in ('PNG', 'TIFF', 'PPM', 'JPEG2000'):
@@ -146,7 +143,7 @@ def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], 
             if stored is None:
                 return None
             if stored.dtype == np.uint16 and image.format == 'JPEG2000':
-                # OpenCV leaves 9 to 15 bits as they are; the SIZ segment has their number.
+                # OpenCV does not scale 9 to 15 bits; the SIZ segment has the number of bits.
                 bits = (content[content.index(b'\xff\x4f\xff\x51') + 42] & 127) + 1
                 stored = np.rint(stored * np.float32(65535 / (2**bits - 1))).astype(np.uint16)
             if stored.dtype != np.uint8:
@@ -157,7 +154,7 @@ def _read_by_pillow(content: bytes, name: str, check_size: Callable[[int, int], 
 
 
 def _read_by_opencv(content: bytes, check_size: Callable[[int, int], None]) -> Photo | None:
-    """None if OpenCV does not know it either."""
+    """Return None if OpenCV does not know the format either."""
     profile = None
     if content[:4] in (b'II*\0', b'MM\0*'):
         with tifffile.TiffFile(BytesIO(content)) as file:
@@ -169,7 +166,7 @@ def _read_by_opencv(content: bytes, check_size: Callable[[int, int], None]) -> P
 
 
 def _stored(content: bytes) -> NDArray | None:
-    """The values in a file, of 8 or 16 bits or float32, as far as OpenCV can read them."""
+    """Return the values in a file as uint8, uint16 or float32; None if OpenCV cannot read them."""
     with contextlib.suppress(cv2.error):
         stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         if stored is not None and stored.dtype in (np.uint8, np.uint16, np.float32, np.float64):
@@ -178,12 +175,12 @@ def _stored(content: bytes) -> NDArray | None:
 
 
 def _swapped(pixels: NDArray) -> NDArray:
-    """RGB -> BGR and back, with or without alpha; gray stays as it is."""
+    """Convert RGB to BGR or back, with or without alpha; gray stays as it is."""
     return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][:pixels.shape[2]]]
 
 
 def _photo(pixels: NDArray, profile: bytes | None = None) -> Photo:
-    """Of (H, W), RGB or RGBA."""
+    """Make a photo of (H, W), RGB or RGBA pixels."""
     if pixels.ndim == 2:
         return Photo(np.dstack([pixels] * 3), True, None, profile)
     return Photo(pixels[..., :3].copy(), False, pixels[..., 3].copy() if pixels.shape[2] == 4 else None, profile)
@@ -197,10 +194,10 @@ def upright(image: NDArray, orientation: int) -> NDArray:
 
 
 def write_photo(path: str | Path, photo: Photo) -> None:
-    """Write an image file in the format of its suffix, whole or not at all.
+    """Write an image file in the format of its suffix, completely or not at all.
 
-    What the format cannot hold is reduced: floats to 16 bits, 16 to 8 bits, alpha dropped. Raises ImageError if the
-    suffix is unknown, or the file cannot be written.
+    Where the format requires it, floats are reduced to 16 bits, 16 bits to 8 bits, and alpha is dropped. Raises
+    ImageError if the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -220,14 +217,14 @@ def write_photo(path: str | Path, photo: Photo) -> None:
 
 
 def _depth(dtype: np.dtype, suffix: str) -> np.dtype:
-    """The deepest values that a format holds, as far as there are any."""
+    """Return the type to write: the deepest that the format holds and ``dtype`` needs; for EXR always float32."""
     if suffix == '.exr' or (dtype.kind == 'f' and suffix in FLOATING):
         return np.dtype(np.float32)
     return np.dtype(np.uint16 if dtype != np.uint8 and suffix in DEEP else np.uint8)
 
 
 def _encode(pixels: NDArray, suffix: str, profile: bytes | None) -> bytes:
-    """Encode (H, W), RGB or RGBA; with the ICC profile, where the format has a place for it."""
+    """Encode (H, W), RGB or RGBA pixels, with the ICC profile where the format supports it."""
     out = BytesIO()
     if suffix == '.exr':
         import OpenEXR
@@ -238,7 +235,7 @@ def _encode(pixels: NDArray, suffix: str, profile: bytes | None) -> bytes:
     if suffix in ('.tif', '.tiff'):
         kind = 'minisblack' if pixels.ndim == 2 else 'rgb'
         extra = ['unassalpha'] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
-        # Tag 34675, of type "undefined"; older versions of tifffile have no argument for it.
+        # Tag 34675, of type "undefined"; older versions of tifffile have no argument for the profile.
         tags = [(34675, 7, len(profile), profile, True)] if profile else []
         tifffile.imwrite(out, pixels, photometric=kind, extrasamples=extra, compression='zlib', extratags=tags)
         return out.getvalue()
@@ -246,7 +243,7 @@ def _encode(pixels: NDArray, suffix: str, profile: bytes | None) -> bytes:
         quality = {} if suffix in ('.png', '.bmp') else {'quality': 95}
         Image.fromarray(pixels).save(out, _OF_PILLOW[suffix], icc_profile=profile, **quality)
         return out.getvalue()
-    # Pillow knows no colours of 16 bits.
+    # Pillow does not support 16-bit colours.
     content = cv2.imencode('.png', _swapped(pixels))[1].tobytes()
     if profile is None:
         return content

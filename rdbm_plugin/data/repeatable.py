@@ -1,4 +1,4 @@
-"""Any BasicSR data set in an order that can be resumed in the middle of an epoch, augmentations included."""
+"""Any BasicSR data set in an order that can resume in the middle of an epoch, augmentations included."""
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_paren
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's order, but the first epoch may start behind its beginning, and each place has a seed of its own."""
+    """BasicSR's order, except that one epoch can start in the middle and that each place has a seed of its own."""
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1, seed: int = 0) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)
@@ -20,7 +20,7 @@ class ResumableSampler(EnlargedSampler):
         self.skipped = (-1, 0)
 
     def skip(self, epoch: int, samples: int) -> None:
-        """Leave out the first ``samples`` of ``epoch``, which an earlier process has had."""
+        """Skip the first ``samples`` of ``epoch``, which an earlier process has already used."""
         self.skipped = epoch, samples
 
     def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -31,9 +31,9 @@ class ResumableSampler(EnlargedSampler):
 
 
 class SeededDataset(Dataset):
-    """A data set whose random crops and flips depend on the place in the run alone, not on the worker's history.
+    """A data set whose random crops and flips depend only on the place in the run, not on the worker's history.
 
-    BasicSR seeds workers alike in every epoch, so that an image meets few different crops.
+    BasicSR gives its workers the same seeds in every epoch, so that each image is cropped in only a few ways.
     """
 
     def __init__(self, dataset: Dataset) -> None:

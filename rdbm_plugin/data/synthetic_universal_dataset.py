@@ -1,4 +1,4 @@
-"""Clean photos in, pairs of five restoration tasks out, degraded on the fly."""
+"""Pairs of five restoration tasks, made from clean photos on the fly."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,32 +15,32 @@ from rdbm_plugin.data.packing import centre, pack, turn
 from rdbm_plugin.data.task_mixture import MixedDataset
 
 KEPT_IN_MEMORY = 2**28
-"""Bytes of decoded photos that a process keeps, so that small sources are decoded once."""
+"""Bytes of decoded photos that a process caches, so that small sources are decoded once."""
 
 
 class SyntheticUniversalDataset(MixedDataset):
     """Pairs (lq, gt) of rain, low light, snow, haze and blur, made from clean photos on the fly.
 
-    In training every item is a new random crop with a new random degradation; a batch holds every task equally often
-    if its size is a multiple of the number of tasks. In validation and test item i is always the same: whole
-    photos (or their centre, with ``gt_size``) with a degradation fixed by ``seed`` and i.
+    In training, every item is a new random crop with a new random degradation, and all tasks are equally frequent in
+    batches whose size is a multiple of the number of tasks. In validation and test, item i is always the same: a whole
+    photo, or its centre with ``gt_size``, with a degradation fixed by ``seed`` and i.
 
     Args:
         opt: The dataset block of the option file:
 
             - ``dataroot_gt``: clean images, see :func:`rdbm_plugin.data.clean_sources.open_clean`.
-            - ``tasks``: some of derain, lowlight, desnow, dehaze, deblur, also chained from left to right as in
-              ``dehaze+derain``, and ``intact`` (no damage at all); named twice, drawn twice as often; default all five.
-            - ``degradations``: from how much to how much is drawn, see
+            - ``tasks``: list of derain, lowlight, desnow, dehaze, deblur, ``intact`` (no damage) and chains such as
+              ``dehaze+derain`` (left first). Tasks listed twice are drawn twice as often. Default: the first five.
+            - ``degradations``: ranges of the drawn parameters, see
               :class:`rdbm_plugin.data.degradations.ranges.Ranges`; default the narrow ranges of versions up to 0.1.
             - ``gt_size``: crop size in pixels; required in training.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
-            - ``min_scale``: in training a crop comes from a region up to 1/min_scale times larger, shrunk; default 1.
-            - ``seed``: of the fixed degradations in validation and test, default 0.
+            - ``min_scale``: training crops are shrunk from regions up to 1/min_scale times larger; default 1.
+            - ``seed``: seed of the fixed degradations in validation and test, default 0.
             - ``max_bad_share``: share of images that may be unusable before training ends, default 0.01.
 
     Raises:
-        OptionError: A key is unknown or its value out of range, or there is no image.
+        OptionError: A key is unknown or its value is out of range, or there is no image.
     """
 
     def read_options(self, dataroot_gt: str, tasks: Sequence[str] = tuple(TASKS),
@@ -48,13 +48,13 @@ class SyntheticUniversalDataset(MixedDataset):
                      use_hflip: bool = True, use_rot: bool = True, min_scale: float = 1.0, seed: int = 0,
                      max_bad_share: float = 0.01) -> None:
         if isinstance(tasks, str) or not tasks:
-            raise OptionError(f'tasks: found {tasks!r}; expected a list of some of {", ".join(DEGRADATIONS)}.')
+            raise OptionError(f'tasks: found {tasks!r}; expected a list with any of {", ".join(DEGRADATIONS)}.')
         self.tasks = [str(task) for task in tasks]
-        for task in self.tasks:
+        self.task_names = list(dict.fromkeys(self.tasks))
+        for task in self.task_names:
             draw(task, np.random.default_rng(0))
-        block = degradations or {}
-        check_keys('degradations', block, Ranges)
-        self.ranges = Ranges(**block)
+        check_keys('degradations', degradations or {}, Ranges)
+        self.ranges = Ranges(**(degradations or {}))
         self.read_crop(gt_size, use_hflip, use_rot, max_bad_share)
         self.min_scale = check_number('min_scale', min_scale, 0.1, 1)
         self.seed = check_int('seed', seed, 0)
@@ -62,13 +62,8 @@ class SyntheticUniversalDataset(MixedDataset):
         self._decoded: dict[int, NDArray[Any]] = {}
         self._decoded_bytes = 0
         if self.train:
-            self.start_order([len(self.clean)] * len(self.task_names),
-                             [self.tasks.count(name) for name in self.task_names], len(self.clean))
-
-    @property
-    def task_names(self) -> list[str]:
-        """Names of the tasks, each once, in the option file's order."""
-        return list(dict.fromkeys(self.tasks))
+            kinds = len(self.task_names)
+            self.start_order([len(self.clean)] * kinds, list(map(self.tasks.count, self.task_names)), [0] * kinds)
 
     def __len__(self) -> int:
         return len(self.clean) * (1 if self.train else len(self.tasks))
@@ -81,9 +76,6 @@ class SyntheticUniversalDataset(MixedDataset):
         clean = centre(to_float(self._photo(photo)), self.gt_size)
         degraded = degrade(clean, draw(self.tasks[task], rng, self.ranges), rng)
         return self._pack(clean, degraded, photo, self.tasks[task])
-
-    def image_id(self, task: int, image: int) -> int:
-        return image
 
     def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
         name = self.task_names[task]
@@ -102,11 +94,10 @@ class SyntheticUniversalDataset(MixedDataset):
         return photo
 
     def _crop(self, photo: NDArray[Any], rng: Generator) -> NDArray[Any]:
-        """A random square of gt_size and the margin that blur and streaks reach in from, flipped and turned."""
+        """Cut a random square of gt_size and the margin that blur and streaks reach in from; flip and turn it."""
         size = self.gt_size + 2 * self.ranges.margin
         region = round(size / rng.uniform(self.min_scale, 1))
-        shortest = min(photo.shape[:2])
-        region = max(min(region, shortest), 1)
+        region = max(min(region, *photo.shape[:2]), 1)
         top, left = (int(rng.integers(length - region + 1)) for length in photo.shape[:2])
         crop = photo[top:top + region, left:left + region]
         if region != size:
@@ -115,7 +106,5 @@ class SyntheticUniversalDataset(MixedDataset):
 
     def _pack(self, clean: NDArray[np.float32], degraded: NDArray[np.float32], photo: int,
               task: str) -> dict[str, Any]:
-        path = self.clean.path(photo)
-        name = self.clean.stem(photo)
-        return pack(clean, degraded, task, gt_path=path, lq_path=path,
-                    name=name if len(self.task_names) == 1 else f'{task}/{name}')
+        path, name = self.clean.path(photo), self.clean.stem(photo)
+        return pack(clean, degraded, task, path, path, name if len(self.task_names) == 1 else f'{task}/{name}')

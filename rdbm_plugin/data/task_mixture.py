@@ -1,4 +1,4 @@
-"""The order of training data of several tasks: a pure function of seed, rank and place, for any number of workers."""
+"""The order of training data of several tasks: a function of seed, rank and place only, for any number of workers."""
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -18,56 +18,55 @@ from rdbm_plugin.data.packing import BASICSR_KEYS
 from rdbm_plugin.data.workers import end_workers_at_exit, leave_signals_to_parent
 
 WEIGHT_PERIOD = 1000
-"""Samples in which weights are met exactly."""
+"""Number of samples after which the shares of tasks match their weights."""
 
 training_sets: 'weakref.WeakSet[MixedDataset]' = weakref.WeakSet()
 """The training data sets that exist in this process."""
 
 
 def count_batches(consumed: int) -> None:
-    """Tell all training data sets how many batches have been trained on; new workers start there."""
+    """Set the number of consumed batches of all training data sets; new workers start there."""
     for dataset in training_sets:
         dataset.consumed = consumed
 
 
 class Draw(NamedTuple):
-    """What stands at one place of a batch."""
+    """The sample at one place of a batch."""
 
     task: int
     number: int
-    """How many samples of this task were drawn before."""
+    """Number of earlier samples of this task."""
     rng: Generator
-    """For crop, flips and degradation of this sample alone."""
+    """For crop, flips and degradation of this sample only."""
 
 
 class TaskMixture:
-    """Deals tasks in fixed proportions and the images of each task in shuffled rounds.
+    """Draws tasks in fixed proportions and the images of each task in shuffled rounds.
 
-    No image of a task comes a second time before all others have come once, over all ranks and workers together.
+    Over all ranks and workers together, no image of a task repeats before all images of the task have been drawn.
 
     Args:
-        sizes: Images of each task.
-        counts: Samples of each task in one period; a batch of a multiple of their sum holds exactly this share.
-        seed: Everything that is random follows from it.
+        sizes: Number of images of each task.
+        counts: Samples of each task in one period; batches of a multiple of their sum hold exactly these shares.
+        seed: Determines everything that is random.
     """
 
     def __init__(self, sizes: Sequence[int], counts: Sequence[int], seed: int) -> None:
         self.sizes, self.counts, self.seed = tuple(sizes), tuple(counts), seed
-        # The i-th of n samples is due at (i + 1/2) / n of the period, so that tasks alternate as evenly as they can.
+        # The i-th of n samples is due at (i + 1/2) / n of the period, so that tasks alternate as evenly as possible.
         due = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
-        tasks = np.repeat(np.arange(len(counts)), counts)[np.argsort(due, kind='stable')]
-        self.pattern = tasks
-        self.earlier = np.array([np.count_nonzero(tasks[:i] == task) for i, task in enumerate(tasks)])
+        self.pattern = np.repeat(np.arange(len(counts)), counts)[np.argsort(due, kind='stable')]
+        self.earlier = [np.count_nonzero(self.pattern[:i] == task) for i, task in enumerate(self.pattern)]
 
     def draw(self, place: int) -> Draw:
-        """What stands at ``place``, counted over all batches, ranks and epochs."""
+        """Draw the sample at ``place``, counted over all batches, ranks and epochs."""
         round_, offset = divmod(place, len(self.pattern))
         task = int(self.pattern[offset])
-        return Draw(task, round_ * self.counts[task] + int(self.earlier[offset]),
-                    np.random.default_rng([self.seed, place]))
+        number = round_ * self.counts[task] + self.earlier[offset]
+        return Draw(task, number, np.random.default_rng([self.seed, place]))
 
     def image(self, task: int, number: int) -> int:
-        """Index of the image that is ``number``-th of its task."""
+        """Return the index of the image for sample ``number`` of a task."""
         round_, place = divmod(number, self.sizes[task])
         return int(_shuffled(self.seed, task, round_, self.sizes[task])[place])
 
@@ -78,28 +77,28 @@ def _shuffled(seed: int, task: int, round_: int, size: int) -> NDArray[np.int64]
 
 
 def counts_of_weights(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to ``weights`` that sum to WEIGHT_PERIOD (largest remainder)."""
+    """Return whole numbers in proportion to ``weights`` that sum to WEIGHT_PERIOD (largest remainder method)."""
     exact = np.asarray(weights, np.float64) / np.sum(weights) * WEIGHT_PERIOD
     counts = np.floor(exact).astype(int)
-    for task in np.argsort(counts - exact, kind='stable')[:WEIGHT_PERIOD - counts.sum()]:
-        counts[task] += 1
+    counts[np.argsort(counts - exact, kind='stable')[:WEIGHT_PERIOD - counts.sum()]] += 1
     return counts.tolist()
 
 
 class MixedDataset(Dataset):
-    """Base of data sets of several tasks: in training it chooses the content of a batch itself.
+    """Base class of data sets of several tasks, which in training choose the content of a batch themselves.
 
-    The sampler's indices only say how long an epoch is: BasicSR's EnlargedSampler knows neither tasks nor
-    ``manual_seed``. Seed and rank are those in force when the data set is made, as BasicSR seeds
-    ``manual_seed + rank`` before. With a model that keeps ``consumed`` up to date (RDBMModel does), the data follow
-    from seed, rank and iteration alone, whatever the number of workers, and a run resumes where it stopped.
-    With other models every epoch is shuffled by the seed that the DataLoader draws for it.
+    The sampler only sets the length of an epoch, as BasicSR's EnlargedSampler knows neither tasks nor ``manual_seed``.
+    Seed and rank are read when the data set is created; by then BasicSR has seeded torch with ``manual_seed + rank``.
+    With a model that updates ``consumed``, such as RDBMModel, the data depend only on seed, rank and iteration,
+    whatever the number of workers, and a run resumes where it stopped. With other models, each epoch is shuffled with
+    the seed that the DataLoader draws for it.
 
-    An image that cannot be used in training is named in the log once and replaced by the next of its task, which
-    repeats exactly; validation and test end with an error instead, as their scores would be of another set.
+    In training, an image that cannot be used is named in the log once and replaced, reproducibly, by the next image of
+    its task. Validation and test raise an error instead, as scores on another set of images could not be compared.
     """
 
     task_names: Sequence[str]
+    """Names of the tasks, each once, in the option file's order."""
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         super().__init__()
@@ -112,19 +111,19 @@ class MixedDataset(Dataset):
             self.read_options(**ours)
 
     def read_options(self, **ours: Any) -> None:
-        """Take the keys of the dataset block that BasicSR does not read; what is no parameter is refused."""
+        """Read the keys of the dataset block that BasicSR does not; keys that are not parameters are refused."""
         raise NotImplementedError
 
     def read_crop(self, gt_size: int | None, use_hflip: bool, use_rot: bool, max_bad_share: float) -> None:
-        """Take the keys that all data sets have: crop size, flips, quarter turns, share of unusable images."""
+        """Read the keys that all data sets have: crop size, flips, quarter turns, share of unusable images."""
         if gt_size is None and self.train:
             raise OptionError('gt_size: missing; expected the crop size in pixels.')
         self.gt_size = None if gt_size is None else check_int('gt_size', gt_size, 8)
         self.use_hflip, self.use_rot = use_hflip, use_rot
         self.max_bad_share = check_number('max_bad_share', max_bad_share, 0, 1)
 
-    def start_order(self, sizes: Sequence[int], counts: Sequence[int], images: int) -> None:
-        """Fix the order of a training, see :class:`TaskMixture`; ``images`` is how many there are in all."""
+    def start_order(self, sizes: Sequence[int], counts: Sequence[int], firsts: Sequence[int]) -> None:
+        """Fix the order of training, see :class:`TaskMixture`; ``firsts``: each task's first index into all images."""
         grouped = distributed.is_available() and distributed.is_initialized()
         self.rank, self.ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
         self.order_seed = (torch.initial_seed() - self.rank) % 2**63
@@ -132,23 +131,21 @@ class MixedDataset(Dataset):
         self.consumed: int | None = None
         self._next: int | None = None
         self._mixture_of_epoch = self.mixture
+        self._firsts = firsts
+        images = max(first + size for first, size in zip(firsts, sizes))
         self._bad = torch.zeros(images, dtype=torch.uint8).share_memory_()
         training_sets.add(self)
         end_workers_at_exit()
 
     def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
-        """One sample of a training batch; raises ImageError if the image cannot be used."""
-        raise NotImplementedError
-
-    def image_id(self, task: int, image: int) -> int:
-        """A number from 0 to ``images`` - 1 that an unusable image is remembered by."""
+        """Return one sample of a training batch; raises ImageError if the image cannot be used."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._usable_item(self.mixture, index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """A whole batch: PyTorch hands its indices over at once, so that shares can be exact within it."""
+        """Return a whole batch: PyTorch passes its indices together, so that shares are exact within the batch."""
         if not self.train:
             return [self[index] for index in indices]
         leave_signals_to_parent()
@@ -163,11 +160,11 @@ class MixedDataset(Dataset):
             try:
                 return self.training_item(draw.task, image, draw.rng)
             except ImageError as error:
-                self._note_bad(self.image_id(draw.task, image), error)
+                self._note_bad(self._firsts[draw.task] + image, error)
         raise ImageError(f'datasets: {self.opt["name"]}: task {self.task_names[draw.task]}: no image can be used.')
 
     def _note_bad(self, image: int, error: ImageError) -> None:
-        # The flags are shared memory, so that every worker and epoch knows what any of them found.
+        # The flags are in shared memory, so that every worker and epoch knows the unusable images of all.
         if self._bad[image]:
             return
         self._bad[image] = 1
@@ -175,8 +172,9 @@ class MixedDataset(Dataset):
         if count > self.max_bad_share * total:
             raise ImageError(
                 f'datasets: {self.opt["name"]}: {count} of {total} images cannot be used, more than max_bad_share '
-                f'{self.max_bad_share:g} allows; last: {error} See them all: rdbm doctor -opt FILE.')
-        getLogger('basicsr').warning(f'{error} Replaced by the next of its task; {count} of {total} images so far.')
+                f'{self.max_bad_share:g} allows; last: {error} List all: rdbm doctor -opt FILE.')
+        getLogger('basicsr').warning(
+            f'{error} Replaced by the next image of its task; {count} of {total} images so far.')
 
     def _next_batch(self) -> int:
         worker = get_worker_info()

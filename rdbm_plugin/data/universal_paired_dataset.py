@@ -1,6 +1,7 @@
 """Pairs of several restoration tasks from folders or LMDBs, mixed in exact shares."""
+from bisect import bisect_right
 from collections.abc import Mapping
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,33 +31,32 @@ class Task(NamedTuple):
 class UniversalPairedDataset(MixedDataset):
     """Pairs (lq, gt) of several tasks, each from its own folders or LMDBs with its own pairing rule.
 
-    Shares in training are set in one of three ways: ``quota`` in every task (a batch holds exactly so many of each,
-    or a multiple if the batch is larger), ``weight`` in every task, or ``temperature`` for all: in proportion to
-    size^(1/temperature), 1 by size, large for equal shares; with none of them shares are equal. Images of a task
-    come in shuffled rounds, none twice before all came once.
+    Shares in training are set by ``quota`` in every task (the number of its pairs in a batch, or a multiple of it if
+    the batch is larger), by ``weight`` in every task, or by ``temperature`` for all: in proportion to
+    size^(1/temperature), so 1 means by size and a large value equal shares. By default, shares are equal. Pairs of a
+    task are drawn in shuffled rounds: none repeats before all have been drawn.
 
-    A pair cannot be used if an image is unreadable, truncated, of another size than its partner, or smaller than
-    ``gt_size``; see :class:`MixedDataset` for what happens then.
+    A pair cannot be used if an image is unreadable, truncated, not of its partner's size, or smaller than ``gt_size``;
+    see :class:`MixedDataset` for what happens then.
 
     Args:
         opt: The dataset block of the option file:
 
             - ``tasks``: name -> ``{dataroot_gt, dataroot_lq, io_backend, pairing, gt_border, quota or weight}``.
-              ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``, by default what the root is. ``pairing``: see
-              :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. Of lists of folders those at one place
-              belong together. ``gt_border``: pixels to cut from each side of the clean images, 10 for SOTS indoor,
-              default 0.
+              ``io_backend`` is ``{type: disk}`` or ``{type: lmdb}``; by default the root's suffix decides. ``pairing``:
+              see :func:`rdbm_plugin.data.pairing.find_pairs`, default ``same``. Lists of folders are paired in order.
+              ``gt_border``: pixels to cut from each side of the clean images, 10 for SOTS indoor, default 0.
             - ``temperature``: see above.
-            - ``gt_size``: crop size in pixels; required in training; in validation the centre, default whole images.
+            - ``gt_size``: crop size in pixels, required in training; validation crops the centre, default whole images.
             - ``use_hflip``, ``use_rot``: random flips and quarter turns (training), default true.
-            - ``skip_unpaired``: leave out images without a partner instead of refusing them, default false. Clean
-              images without a degraded one never hurt.
+            - ``skip_unpaired``: skip degraded images without a clean one instead of raising an error, default false.
+              Clean images without a degraded one are always skipped.
             - ``max_bad_share``: share of pairs that may be unusable before training ends, default 0.01.
 
     Items are RGB in [0, 1], (3, H, W) float32, with ``task``, ``lq_path`` and ``gt_path``.
 
     Raises:
-        OptionError: A key is unknown or its value out of range, a root is missing or holds no pairs.
+        OptionError: A key is unknown or its value is out of range, or a root is missing or has no pairs.
     """
 
     def read_options(self, tasks: Mapping[str, Mapping[str, Any]], gt_size: int | None = None,
@@ -67,10 +67,11 @@ class UniversalPairedDataset(MixedDataset):
         if not isinstance(tasks, Mapping) or not tasks:
             raise OptionError(f'tasks: found {tasks!r}; expected "name: {{dataroot_gt: ..., dataroot_lq: ...}}" lines.')
         self.tasks = [read_task(name, block, skip_unpaired) for name, block in tasks.items()]
+        self.task_names = [task.name for task in self.tasks]
         sizes = [len(task.pairs.lq) for task in self.tasks]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._starts = [0, *accumulate(sizes)]
         if self.train:
-            self.start_order(sizes, self._counts(sizes), sum(sizes))
+            self.start_order(sizes, self._counts(sizes), self._starts[:-1])
 
     def _counts(self, sizes: list[int]) -> list[int]:
         ways = [way for way in ('quota', 'weight') if any(getattr(task, way) is not None for task in self.tasks)]
@@ -78,7 +79,7 @@ class UniversalPairedDataset(MixedDataset):
             raise OptionError('quota, weight and temperature exclude one another; keep one of them.')
         for way, task in product(ways, self.tasks):
             if getattr(task, way) is None:
-                raise OptionError(f'tasks: {task.name}: {way} is missing; other tasks have it, so all need it.')
+                raise OptionError(f'tasks: {task.name}: {way} is missing; set it in all tasks or in none.')
         if self.temperature is not None:
             return counts_of_weights(np.asarray(sizes, np.float64) ** (1 / self.temperature))
         if ways == ['weight']:
@@ -87,63 +88,55 @@ class UniversalPairedDataset(MixedDataset):
         batch = self.opt.get('batch_size_per_gpu')
         if ways and batch is not None and batch % sum(counts):
             raise OptionError(f'batch_size_per_gpu: found {batch}, but the quotas {" + ".join(map(str, counts))} sum '
-                              f'to {sum(counts)}; make it that or a multiple.')
+                              f'to {sum(counts)}; set it to this sum or a multiple of it.')
         return counts
 
-    @property
-    def task_names(self) -> list[str]:
-        """Names of the tasks, in the option file's order."""
-        return [task.name for task in self.tasks]
-
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.train:
             return super().__getitem__(index)
-        task = int(np.searchsorted(self._starts, index, side='right')) - 1
-        pair = index - int(self._starts[task])
+        task = bisect_right(self._starts, index) - 1
+        pair = index - self._starts[task]
         return self._pack(task, pair, *(centre(image, self.gt_size) for image in self._read(task, pair)))
-
-    def image_id(self, task: int, image: int) -> int:
-        return int(self._starts[task]) + image
 
     def training_item(self, task: int, image: int, rng: Generator) -> dict[str, Any]:
         gt, lq = self._read(task, image)
-        if min(gt.shape[:2]) < self.gt_size:
-            source = self.tasks[task]
-            raise ImageError(f'{source.gt.path(int(source.pairs.gt[image]))}: is {gt.shape[1]}x{gt.shape[0]}, smaller '
-                             f'than gt_size {self.gt_size}.')
-        return self._pack(task, image, *self._crop(gt, lq, rng))
-
-    def _read(self, task: int, pair: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        source = self.tasks[task]
-        gt_index, lq_index = int(source.pairs.gt[pair]), int(source.pairs.lq[pair])
-        gt, lq = source.gt.decode(gt_index), source.lq.decode(lq_index)
-        if source.gt_border:
-            gt = gt[source.gt_border:-source.gt_border, source.gt_border:-source.gt_border]
-        if gt.shape != lq.shape:
-            raise ImageError(f'{source.lq.path(lq_index)}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image '
-                             f'{source.gt.path(gt_index)} is {gt.shape[1]}x{gt.shape[0]}; pairs must be of equal size.')
-        return gt, lq
-
-    def _crop(self, gt: NDArray[Any], lq: NDArray[Any], rng: Generator) -> tuple[NDArray[Any], NDArray[Any]]:
         size = self.gt_size
+        if min(gt.shape[:2]) < size:
+            raise ImageError(f'{self._paths(task, image)[0]}: is {gt.shape[1]}x{gt.shape[0]}, smaller than gt_size '
+                             f'{size}.')
         top, left = (int(rng.integers(length - size + 1)) for length in gt.shape[:2])
         flip = self.use_hflip and rng.random() < 0.5
         turns = int(rng.integers(4)) if self.use_rot else 0
-        return tuple(turn(image[top:top + size, left:left + size], flip, turns) for image in (gt, lq))
+        crops = (turn(side[top:top + size, left:left + size], flip, turns) for side in (gt, lq))
+        return self._pack(task, image, *crops)
+
+    def _paths(self, task: int, pair: int) -> tuple[str, str]:
+        source = self.tasks[task]
+        return source.gt.path(source.pairs.gt[pair]), source.lq.path(source.pairs.lq[pair])
+
+    def _read(self, task: int, pair: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        source = self.tasks[task]
+        gt, lq = source.gt.decode(source.pairs.gt[pair]), source.lq.decode(source.pairs.lq[pair])
+        if source.gt_border:
+            gt = gt[source.gt_border:-source.gt_border, source.gt_border:-source.gt_border]
+        if gt.shape != lq.shape:
+            gt_path, lq_path = self._paths(task, pair)
+            raise ImageError(f'{lq_path}: is {lq.shape[1]}x{lq.shape[0]}, but its clean image {gt_path} is '
+                             f'{gt.shape[1]}x{gt.shape[0]}; pairs must be of equal size.')
+        return gt, lq
 
     def _pack(self, task: int, pair: int, gt: NDArray[Any], lq: NDArray[Any]) -> dict[str, Any]:
         source = self.tasks[task]
-        lq_index = int(source.pairs.lq[pair])
-        name = source.lq.stem(lq_index)
-        return pack(to_float(gt), to_float(lq), source.name, gt_path=source.gt.path(int(source.pairs.gt[pair])),
-                    lq_path=source.lq.path(lq_index), name=name if len(self.tasks) == 1 else f'{source.name}/{name}')
+        name = source.lq.stem(source.pairs.lq[pair])
+        return pack(to_float(gt), to_float(lq), source.name, *self._paths(task, pair),
+                    name if len(self.tasks) == 1 else f'{source.name}/{name}')
 
 
 def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) -> Task:
-    """Open the sources of one task and pair them; raises OptionError naming the task and the key."""
+    """Open the sources of one task and pair them; raises OptionError that names the task and the key."""
     if not isinstance(block, Mapping):
         raise OptionError(f'tasks: {name}: found {block!r}; expected {{dataroot_gt: ..., dataroot_lq: ...}}.')
     check_keys(f'tasks: {name}', block, _read_task)
@@ -151,14 +144,13 @@ def read_task(name: str, block: Mapping[str, Any], skip_unpaired: bool = False) 
         task = _read_task(**block)
     lonely = task.pairs.lonely_lq
     if not len(task.pairs.lq):
-        raise OptionError(f'tasks: {name}: no pairs by {block.get("pairing", "same")!r}: there are degraded images '
-                          f'like {task.lq.name(0)!r} and clean ones like {task.gt.name(len(task.gt) - 1)!r}; '
+        raise OptionError(f'tasks: {name}: no pairs by {block.get("pairing", "same")!r}: degraded images have names '
+                          f'like {task.lq.name(0)!r}, clean ones like {task.gt.name(len(task.gt) - 1)!r}; '
                           f'{better_rule(task.gt, task.lq, 0)}.')
     if lonely and not skip_unpaired:
         raise OptionError(f'tasks: {name}: {len(lonely)} of {len(task.lq)} degraded images have no clean one: '
                           f'{", ".join(lonely[:3])}{", ..." if len(lonely) > 3 else ""}; '
-                          f'{better_rule(task.gt, task.lq, len(task.pairs.lq))}, or '
-                          '"skip_unpaired: true" leaves them out.')
+                          f'{better_rule(task.gt, task.lq, len(task.pairs.lq))}, or skip them: "skip_unpaired: true".')
     return task._replace(name=name)
 
 
@@ -169,7 +161,7 @@ def _read_task(dataroot_gt: str | list[str], dataroot_lq: str | list[str], io_ba
     gt, lq = ([ImageSource(root, backend, key) for root in (roots if isinstance(roots, list) else [roots])]
               for key, roots in (('dataroot_gt', dataroot_gt), ('dataroot_lq', dataroot_lq)))
     if len(gt) != len(lq) or not gt:
-        raise OptionError(f'dataroot_lq: found {len(lq)} folders, and {len(gt)} in dataroot_gt; expected as many.')
+        raise OptionError(f'dataroot_lq: found {len(lq)} folders, and {len(gt)} in dataroot_gt; expected equally many.')
     pairs = joined([find_pairs(*each, pairing) for each in zip(gt, lq)], gt, lq)
     return Task('', below_one_root(gt, 'dataroot_gt'), below_one_root(lq, 'dataroot_lq'), pairs,
                 None if quota is None else check_int('quota', quota, 1),

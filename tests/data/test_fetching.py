@@ -146,9 +146,9 @@ def test_nothing_is_written_elsewhere(server, tmp_path, pack):
 
 
 @pytest.mark.parametrize(('content', 'words'), [
-    (zipped(members())[:-3000], 'not a whole .zip or .tar archive'),
-    (tarred(members())[:-30], 'not a whole .zip or .tar archive'),
-    (b'<html>Please log in</html>', 'not a whole .zip or .tar archive'),
+    (zipped(members())[:-3000], 'not a complete .zip or .tar archive'),
+    (tarred(members())[:-30], 'not a complete .zip or .tar archive'),
+    (b'<html>Please log in</html>', 'not a complete .zip or .tar archive'),
     (zipped({**members(), '../../test/evil.jpg': b'x'}), 'test: found 2 images; expected 1'),
     (zipped({**members(), 'images/test/3.jpg': b'other'}), 'not those of the set'),
     (zipped({}), 'train: found 0 images; expected 2'),
@@ -170,7 +170,7 @@ def test_what_is_too_large_for_a_photo_is_left_out(server, tmp_path, monkeypatch
 
 
 def test_no_address_answers(server, tmp_path):
-    with pytest.raises(OptionError, match=r'gone\.zip: the server answered 404 .*set\.zip: .*name it with --from'):
+    with pytest.raises(OptionError, match=r'gone\.zip: the server answered 404 .*set\.zip: .*pass it with --from'):
         fetch('tiny', tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_what_a_user_has_serves(server, tmp_path, kind):
 
 @pytest.mark.parametrize('source', ['nowhere.zip', 'file:///etc/passwd', 'ftp://x/y.zip'])
 def test_other_sources_are_named(server, tmp_path, source):
-    with pytest.raises(OptionError, match=f'--from: no file or folder .{source}'):
+    with pytest.raises(OptionError, match=f'--from: found .{source}.; expected an existing'):
         fetch('tiny', tmp_path, source)
 
 

@@ -34,6 +34,8 @@ CASES = {
                             ['0025.jpg 0025_0.8_0.1.jpg', '0025.jpg 0025_1_0.2.jpg']),
     'many to one in scenes': ({'many_to_one': '_'}, ['s1/1.png', 's2/1.png'], ['s1/1_a.png', 's2/1_b.png'],
                               ['s1/1.png 1_a.png', 's2/1.png 1_b.png']),
+    'many to one, of names that begin with the separator': (
+        {'many_to_one': '_'}, ['_1.png'], ['_1_a.png', '_1_b.png'], ['_1.png _1_a.png', '_1.png _1_b.png']),
     'RESIDE ITS': ({'many_to_one': '_'}, ['1.png', '10.png'], ['10_3_0.90179.png', '1_1_0.90179.png'],
                    ['10.png 10_3_0.90179.png', '1.png 1_1_0.90179.png']),
     'Rain100': ({'prefix': ['rain-', 'norain-']}, ['norain-1.png', 'norain-10.png'], ['rain-1.png', 'rain-10.png'],
@@ -192,16 +194,16 @@ def test_snippets_pair_the_names_of_their_data_sets(name, tmp_path, monkeypatch)
 
 BETTER = {
     'scale': ([f'{i}.png' for i in range(12)], [f'{i}x4.png' for i in range(12)],
-              "\"pairing: {template: '{}x4'}\" joins 12 of 12"),
+              "\"pairing: {template: '{}x4'}\" pairs 12 of 12"),
     'LOL-v2': ([f'normal{i:05d}.png' for i in range(1, 9)], [f'low{i:05d}.png' for i in range(1, 9)],
-               "\"pairing: {template: ['low{}', 'normal{}']}\" joins 8 of 8"),
+               "\"pairing: {template: ['low{}', 'normal{}']}\" pairs 8 of 8"),
     'Rain100': ([f'norain-{i}.png' for i in range(1, 12)], [f'rain-{i}.png' for i in range(1, 12)],
-                "\"pairing: {template: ['rain-{}', 'norain-{}']}\" joins 11 of 11"),
+                "\"pairing: {template: ['rain-{}', 'norain-{}']}\" pairs 11 of 11"),
     'RESIDE': (['1.png', '10.png'], ['10_3_0.9.png', '1_1_0.9.png', '1_2_0.8.png'],
-               '"pairing: {many_to_one: _}" joins 3 of 3'),
+               '"pairing: {many_to_one: _}" pairs 3 of 3'),
     'words': (['cat.png', 'dog.png'], ['cat_rain.png', 'dog_rain.png'],
-              "\"pairing: {template: '{}_rain'}\" joins 2 of 2"),
-    'none': (['cat.png', 'dog.png'], ['tree.png', 'house.png'], 'set "pairing" to the rule that joins them'),
+              "\"pairing: {template: '{}_rain'}\" pairs 2 of 2"),
+    'none': (['cat.png', 'dog.png'], ['tree.png', 'house.png'], 'set "pairing" to the rule that pairs them'),
 }
 
 
@@ -214,14 +216,14 @@ def test_an_error_names_the_rule_that_would_join_most(tmp_path, case):
         read_task('mine', {**roots, 'pairing': {'template': '{}_no'}})
     assert str(error.value).endswith(f'; {advice}.')
     if case != 'none':
-        rule = yaml.safe_load(re.search('"(pairing: .*)" joins', advice)[1])
+        rule = yaml.safe_load(re.search('"(pairing: .*)" pairs', advice)[1])
         assert len(read_task('mine', {**roots, **rule}).pairs.lq) == len(degraded)
 
 
 def test_a_rule_that_joins_more_is_named_where_some_are_joined(tmp_path):
     source(tmp_path / 'gt', ['0.png', '1.png', '2.png', '3.png'])
     source(tmp_path / 'lq', ['0x4.png', '1x4.png', '2x4.png', '3.png'])
-    with pytest.raises(OptionError, match=r"3 of 4 degraded .*; \"pairing: {template: '{}x4'}\" joins 3 of 4, or"):
+    with pytest.raises(OptionError, match=r"3 of 4 degraded .*; \"pairing: {template: '{}x4'}\" pairs 3 of 4, or"):
         read_task('mine', {'dataroot_gt': str(tmp_path / 'gt'), 'dataroot_lq': str(tmp_path / 'lq')})
 
 

@@ -87,7 +87,7 @@ def test_floats_beyond_the_range_are_refused(tmp_path, suffix, value, monkeypatc
     rgb[2, 3, 1] = value
     monkeypatch.setattr(photo_file, '_quantized', lambda image, dtype: image)
     write_photo(tmp_path / f'a{suffix}', Photo(rgb))
-    with pytest.raises(ImageError, match=rf'a\{suffix}: holds values from .*{value:g}.*taken in \[0, 1\]'):
+    with pytest.raises(ImageError, match=rf'a\{suffix}: holds values from .*{value:g}.*must lie in \[0, 1\]'):
         read_photo(tmp_path / f'a{suffix}')
 
 

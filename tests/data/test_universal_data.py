@@ -401,7 +401,7 @@ def test_option_file_of_pairs_trains_and_logs_every_task(prepared, tmp_path):
         tasks = [float(values[f'l_{task}']) for task in ('derain', 'lowlight', 'desnow', 'dehaze', 'deblur')]
         # Five digits of each are printed.
         assert sum(tasks) / 5 == pytest.approx(float(values['l_pix']), rel=2e-4)
-    assert 'Validation, 2 network evaluations an image:' in process.stdout
+    assert 'Validation, 2 network evaluations per image:' in process.stdout
 
 
 def test_a_bad_file_is_named_before_training(data, tmp_path):

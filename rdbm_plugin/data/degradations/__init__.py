@@ -1,11 +1,11 @@
-"""Synthetic degradations, a module each: parameters that draw themselves, and a pure function of image and numbers.
+"""Synthetic degradations, one module each. Their results depend only on image, parameters and random generator.
 
 Images are RGB, (H, W, 3) float32 in [0, 1]. ``draw(task, rng, ranges)`` draws parameters, ``degrade(image,
 parameters, rng)`` applies them; the same ``numpy.random.Generator`` state gives the same result. Lengths are in
-pixels, angles in radians. Tasks are chained by a plus sign, applied from left to right: ``dehaze+derain+lowlight``.
+pixels, angles in radians. A plus sign chains tasks, applied from left to right: ``dehaze+derain+lowlight``.
 
-To add one, write a frozen dataclass with ``draw`` and ``apply`` in a module of its own, with its source, and name it in
-DEGRADATIONS; with a function ``draw_wide`` of a strength, named in WIDE, it has light and heavy forms.
+To add one, write a frozen dataclass with ``draw`` and ``apply`` in a module of its own, cite its source, and add it to
+DEGRADATIONS. For light and heavy forms, write a function ``draw_wide`` that takes a Strength, and add it to WIDE.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ from rdbm_plugin.data.degradations.snow import Snow
 
 @dataclass(frozen=True)
 class Intact:
-    """No damage: what a network needs to see to leave good photos as they are."""
+    """No damage: teaches a network to leave good photos as they are."""
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Intact':
-        """Nothing is drawn."""
+        """Draw nothing, as there are no parameters."""
         return cls()
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """The image itself."""
+        """Return the image itself."""
         return image
 
 
@@ -49,7 +49,7 @@ NARROW = Ranges()
 
 
 def draw(task: str, rng: Generator, ranges: Ranges = NARROW) -> list[Any]:
-    """Parameters of ``task``, one or more sets for each of its chained degradations.
+    """Draw the parameters of ``task``: one or more dataclasses for each of its chained degradations.
 
     Raises:
         OptionError: ``task`` names an unknown degradation.
@@ -70,7 +70,7 @@ def draw(task: str, rng: Generator, ranges: Ranges = NARROW) -> list[Any]:
 
 
 def degrade(image: Image, parameters: Sequence[Any], rng: Generator) -> Image:
-    """Apply what :func:`draw` gave and round to 8 bits, as a camera or a file would; same shape, [0, 1]."""
+    """Apply drawn ``parameters`` and round to 8 bits, as a camera or a file would; same shape, in [0, 1]."""
     for degradation in parameters:
         image = np.clip(degradation.apply(image, rng), 0, 1)
     return (np.rint(image * 255) / np.float32(255)).astype(np.float32)

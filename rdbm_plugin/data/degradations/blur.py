@@ -1,6 +1,6 @@
 """Blur: camera shake as a random trajectory, after Boracchi & Foi (IEEE TIP 2012), or defocus.
 
-With rotation the shake differs over the picture, as Whyte et al. (IJCV 2012) describe it.
+With rotation, the shake varies across the image, as described by Whyte et al. (IJCV 2012).
 """
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from rdbm_plugin.data.degradations.shapes import Image, disk, rasterize
 
 @dataclass(frozen=True)
 class Blur:
-    """Camera shake or defocus. defocus: disk instead of trajectory; size: kernel extent; wander: how curved."""
+    """Camera shake or defocus. defocus: disk instead of trajectory; size: kernel extent; wander: how much it curves."""
 
     defocus: bool
     size: float
@@ -23,7 +23,7 @@ class Blur:
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Blur':
-        """A quarter defocus of diameter 3-7; else shake of extent 5-15 with wander 0-0.5."""
+        """Draw defocus of diameter 3-7 in a quarter of the cases; else shake of extent 5-15 with wander 0-0.5."""
         if rng.random() < 0.25:
             return cls(True, rng.uniform(3, 7), 0.0)
         return cls(False, rng.uniform(5, 15), rng.uniform(0, 0.5))
@@ -40,10 +40,10 @@ class Blur:
 
 @dataclass(frozen=True)
 class LinearBlur:
-    """Blur averaged as light, so that highlights spread.
+    """Blur averaged in linear light, so that highlights spread.
 
-    kernel: disk (defocus) or path (shake); size: extent; wander: how curved; rotation of the camera during the
-    exposure; gamma: 2.2, or 1 to average encoded values as software does.
+    kernel: disk (defocus) or path (shake); size: its extent; wander: how much it curves; rotation: of the camera
+    during the exposure; gamma: 2.2, or 1 to average encoded values as software does.
     """
 
     kernel: str
@@ -53,11 +53,10 @@ class LinearBlur:
     gamma: float
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """The average of the poses of a camera that moves and turns, or of a lens out of focus."""
+        """Average the views of a moving and rotating camera, or convolve with the disk of a defocused lens."""
         light = image ** np.float32(self.gamma)
         if self.kernel == 'disk':
-            kernel = disk(self.size / 2).astype(np.float32)
-            light = cv2.filter2D(light, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
+            light = Blur(True, self.size, 0.0).apply(light, rng)
         else:
             light = self._shaken(light, rng)
         return np.clip(light, 0, 1) ** np.float32(1 / self.gamma)
@@ -82,7 +81,7 @@ class LinearBlur:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """A fifth defocus of diameter 2 to 9; else shake of 2 to 31 pixels, half of it with rotation up to 0.08."""
+    """Draw defocus of diameter 2-9 in a fifth of the cases; else shake of 2-31 pixels, half with rotation 0-0.08."""
     rng = strength.rng
     gamma = 2.2 if rng.random() < 0.6 else 1.0
     if rng.random() < 0.2:

@@ -1,4 +1,4 @@
-"""What a camera adds to any damage: shot and read noise (Foi et al., IEEE TIP 2008), then JPEG (ITU-T T.81)."""
+"""Damage by the camera, after any other: shot and read noise (Foi et al., IEEE TIP 2008), then JPEG (ITU-T T.81)."""
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ from rdbm_plugin.data.degradations.shapes import Image
 
 @dataclass(frozen=True)
 class SensorNoise:
-    """Noise in linear light: variance ``shot`` times the light and ``read`` squared."""
+    """Noise in linear light with the variance ``shot * light + read**2``."""
 
     shot: float
     read: float
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """Decode to linear light, add noise, encode again."""
+        """Decode to linear light, add noise and encode again."""
         light = image ** np.float32(2.2)
         light = light + rng.standard_normal(image.shape, dtype=np.float32) * np.sqrt(
             np.float32(self.shot) * light + np.float32(self.read**2))
@@ -26,7 +26,7 @@ class SensorNoise:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """Lossy coding. quality: 1 to 100, as libjpeg counts it."""
+    """JPEG compression. quality: 1 to 100, on libjpeg's scale."""
 
     quality: int
 
@@ -38,7 +38,7 @@ class Jpeg:
 
 
 def draw_camera(rng: Generator) -> list[Any]:
-    """Noise (shot 1e-5 to 2e-3, read 0 to 0.003), JPEG (quality 40 to 95), or both."""
+    """Draw noise (shot 1e-5 to 2e-3, read 0 to 0.003), JPEG (quality 40 to 95), or both."""
     noise = SensorNoise(float(np.exp(rng.uniform(np.log(1e-5), np.log(2e-3)))), rng.uniform(0, 0.003))
     jpeg = Jpeg(int(rng.integers(40, 96)))
     return [[noise], [jpeg], [noise, jpeg]][rng.integers(3)]

@@ -1,4 +1,4 @@
-"""Haze: Koschmieder's law over a depth map, as used by Narasimhan & Nayar (IJCV 2002)."""
+"""Haze: Koschmieder's law over a depth map, after Narasimhan & Nayar (IJCV 2002)."""
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,10 @@ from rdbm_plugin.data.degradations.shapes import Image, clouds, follow_edges
 
 @dataclass(frozen=True)
 class Haze:
-    """Scattering over a depth map.
+    """Scattering over a depth map that a guided filter (He, Sun & Tang, TPAMI 2013) aligns with the image's edges.
 
-    beta: optical depth at distance 1; airlight (r, g, b); slope and relief of the background's depth; objects that
-    stand before it; patches: how uneven the haze is; glow: how uneven its light is.
-
-    The depth map follows the edges of the image, as depth does, by a guided filter (He, Sun & Tang, TPAMI 2013).
+    beta: optical depth at distance 1; airlight: (r, g, b); slope, relief: of the background's depth; objects: number
+    of nearer objects; patches: unevenness of the haze; glow: unevenness of its light.
     """
 
     beta: float
@@ -30,17 +28,14 @@ class Haze:
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Haze':
-        """beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.02, slope 0-0.8 (farther at the top), relief 0-0.5,
-        0-3 objects.
-
-        beta and airlight have the range of RESIDE (Li et al., IEEE TIP 2019).
-        """
+        """Draw beta 0.6-1.8, airlight 0.7-1 with a tint of +-0.02, slope 0-0.8 (farther at the top), relief 0-0.5 and
+        0-3 objects; beta and airlight have the ranges of RESIDE (Li et al., IEEE TIP 2019)."""
         air = rng.uniform(0.7, 1) + rng.uniform(-0.02, 0.02, 3)
         return cls(rng.uniform(0.6, 1.8), tuple(np.clip(air, 0, 1).tolist()), rng.uniform(0, 0.8), rng.uniform(0, 0.5),
                    int(rng.integers(4)))
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """J t + A (1 - t) with t = exp(-beta depth)."""
+        """Return J t + A (1 - t) with t = exp(-beta depth)."""
         optical = np.float32(self.beta) * self.depth(image, rng)
         air = np.float32(self.airlight)
         if self.patches:
@@ -51,7 +46,7 @@ class Haze:
         return air + (image - air) * transmission
 
     def depth(self, image: Image, rng: Generator) -> Image:
-        """A depth map of mean about 1, (H, W): a rising ground with hills, and nearer objects."""
+        """Draw a depth map with a mean of about 1, (H, W): rising ground with hills, and nearer objects."""
         height, width = size = image.shape[:2]
         hills = cv2.resize(rng.random((4, 4), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
         plane = np.linspace(0.5, -0.5, height, dtype=np.float32)[:, None]
@@ -66,7 +61,7 @@ class Haze:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """beta 0.15 to 2.6, airlight 0.55-1 with a tint of +-0.08, a third uneven in depth, a third in its light."""
+    """Draw beta 0.15-2.6 and airlight 0.55-1 with a tint of +-0.08; a third has patches, a third an uneven light."""
     rng = strength.rng
     air = rng.uniform(0.55, 1) + rng.uniform(-0.08, 0.08, 3)
     level = rng.random() < 0.3
@@ -76,6 +71,6 @@ def draw_wide(strength: Strength) -> list[Any]:
 
 
 def draw_mist(strength: Strength) -> Haze:
-    """Thin, grey and without depth: what falls between the drops or flakes that one sees."""
+    """Draw thin, gray haze of uniform depth: the rain or snow between the visible drops or flakes."""
     air = strength.rng.uniform(0.5, 0.95)
     return Haze(strength.between(0.02, 0.7), (air, air, air), 0.0, 0.0, 0, strength.rng.uniform(0, 0.6))

@@ -1,7 +1,7 @@
-"""Darkness: less light, and shot and read noise in it, after Foi et al. (IEEE TIP 2008).
+"""Low light: less light with shot and read noise, after Foi et al. (IEEE TIP 2008).
 
-Wide: the light differs over the picture as in a Retinex model (Land & McCann, JOSA 1971), and a tone curve follows
-(Grossberg & Nayar, CVPR 2003: those of cameras are no powers).
+In wide ranges, the light varies across the image as in a Retinex model (Land & McCann, JOSA 1971), and a tone curve is
+applied that is not a power law, as in cameras (Grossberg & Nayar, CVPR 2003).
 """
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from rdbm_plugin.data.degradations.shapes import Image, clouds, follow_edges
 
 @dataclass(frozen=True)
 class LowLight:
-    """Exposure loss in linear light. gain; gamma of the tone curve; shot and read noise; gains of red and blue."""
+    """Exposure loss in linear light. gamma: of the tone curve; shot, read: noise; red, blue: gains of the channels."""
 
     gain: float
     gamma: float
@@ -26,12 +26,12 @@ class LowLight:
 
     @classmethod
     def draw(cls, rng: Generator) -> 'LowLight':
-        """gain 0.03-0.2 (log-uniform), gamma 2-2.4, shot 0-1e-3, read 0-4e-3, red and blue 0.85-1.15."""
+        """Draw gain 0.03-0.2 (log-uniform), gamma 2-2.4, shot 0-1e-3, read 0-4e-3, red and blue 0.85-1.15."""
         return cls(float(np.exp(rng.uniform(np.log(0.03), np.log(0.2)))), rng.uniform(2.0, 2.4),
                    rng.uniform(0, 1e-3), rng.uniform(0, 4e-3), rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15))
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """Expose less, add sensor noise, encode again."""
+        """Reduce the exposure, add sensor noise and encode again."""
         light = image**2.2 * (np.float32([self.red, 1, self.blue]) * np.float32(self.gain))
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         light = light + noise * np.sqrt(self.shot * light + self.read**2, dtype=np.float32)
@@ -40,7 +40,7 @@ class LowLight:
 
 @dataclass(frozen=True)
 class UnevenLight:
-    """Light that differs over the picture. kind: backlight, lamps or vignette; floor: share that the dark parts get."""
+    """Light that varies across the image. kind: backlight, lamps or vignette; floor: share of light in the dark."""
 
     kind: str
     floor: float
@@ -51,7 +51,7 @@ class UnevenLight:
         return image * ((self.floor + (1 - self.floor) * light) ** np.float32(1 / 2.2))[..., None]
 
     def _backlight(self, image: Image, rng: Generator) -> Image:
-        # Bright surfaces (sky, windows) are those that have the light behind the dark ones.
+        # Bright surfaces (sky, windows) are where the light comes from, behind the dark ones.
         bright = image.mean(axis=2)
         bright = np.clip((bright - np.quantile(bright, 0.3)) * 2, 0, 1)
         light = 0.7 * bright + 0.3 * clouds(image.shape[:2], rng, 0.4)
@@ -75,19 +75,19 @@ class UnevenLight:
 
 @dataclass(frozen=True)
 class ToneCurve:
-    """A camera's curve over encoded values. contrast: of an S-curve, negative flattens; black: what is cut off."""
+    """A camera's tone curve over encoded values. contrast: of an S-curve, < 0 flattens; black: value clipped to 0."""
 
     contrast: float
     black: float
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """Cut the black, then bend."""
+        """Clip the blacks, then apply the S-curve."""
         image = np.clip((image - self.black) / (1 - self.black), 0, 1).astype(np.float32)
         return image + np.float32(self.contrast) * image * (1 - image) * (2 * image - 1)
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """gain 0.6 to 0.02, gamma 1.8-2.6, red and blue 0.75-1.3; half with uneven light, half with a tone curve."""
+    """Draw gain 0.6 to 0.02, gamma 1.8-2.6, red and blue 0.75-1.3; half with uneven light, half with a tone curve."""
     rng = strength.rng
     parts: list[Any] = []
     gain = strength.decades(0.6, 0.02)

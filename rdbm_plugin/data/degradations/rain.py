@@ -1,7 +1,7 @@
 """Rain: streaks over the scene and a veil, after Garg & Nayar (IJCV 2007).
 
-Wide: streaks that differ within a picture, as drops differ in distance, size and focus; with mist, and with drops on
-the lens that refract and blur what lies behind (Qian et al., CVPR 2018).
+In wide ranges, streaks vary within an image, as drops vary in distance, size and focus. There may also be mist, and
+drops on the lens that refract and blur the scene behind them (Qian et al., CVPR 2018).
 """
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from rdbm_plugin.data.degradations.shapes import Image, line
 
 @dataclass(frozen=True)
 class Rain:
-    """Streak layers. density: of seed pixels; length; angle from vertical; strength; veil: white haze; width: blur."""
+    """Streak layers. density: share of seed pixels; angle: from vertical; veil: white haze; width: blur of streaks."""
 
     layers: int
     density: float
@@ -29,12 +29,12 @@ class Rain:
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Rain':
-        """1-3 layers, density 0.2-1 %, length 9-27, angle +-0.6, strength 0.5-0.9, veil 0-0.12."""
+        """Draw 1-3 layers, density 0.2-1 %, length 9-27, angle +-0.6, strength 0.5-0.9, veil 0-0.12."""
         return cls(int(rng.integers(1, 4)), rng.uniform(0.002, 0.01), rng.uniform(9, 27), rng.uniform(-0.6, 0.6),
                    rng.uniform(0.5, 0.9), rng.uniform(0, 0.12))
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """Screen the streaks over ``image``: a streak brightens and never darkens."""
+        """Blend the streaks over ``image`` by screening, so that they brighten it and never darken it."""
         height, width = image.shape[:2]
         layer = np.zeros((height, width), np.float32)
         for index in range(self.layers):
@@ -50,8 +50,8 @@ class Rain:
 
 @dataclass(frozen=True)
 class Streaks:
-    """Streaks of one wind at several distances, no two alike. count: of distances; cover: share of the picture under
-    the streaks of each; length and width of the nearest; angle from vertical; strength of the brightest."""
+    """Streaks of one wind at several distances, all different. count: of distances; cover: share of the image that
+    streaks of one distance cover; length, width: of the nearest; angle: from vertical; strength: of the brightest."""
 
     count: int
     cover: float
@@ -61,7 +61,7 @@ class Streaks:
     strength: float
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """Screen tapered streaks over ``image``; far ones are shorter, thinner and fainter."""
+        """Blend tapered streaks over ``image`` by screening; distant ones are shorter, thinner and fainter."""
         for near in np.linspace(0.25, 1, self.count):
             length, width = self.length * near * rng.uniform(0.6, 1.4), self.width * near * rng.uniform(0.6, 1.4)
             kernel = cv2.GaussianBlur(line(length, self.angle + rng.normal(0, 0.06)), (0, 0), 0.4 + width / 2)
@@ -75,14 +75,14 @@ class Streaks:
 
 @dataclass(frozen=True)
 class LensDrops:
-    """Drops on the lens. count; radius of the largest; bend: how far they displace what is behind, in radii."""
+    """Drops on the lens. radius: of the largest; bend: how far they displace the scene behind them, in radii."""
 
     count: int
     radius: float
     bend: float
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """What lies behind a drop, displaced along its slope, out of focus and a little brighter."""
+        """Displace the scene behind each drop along the drop's slope, blur it and brighten it slightly."""
         height, width = image.shape[:2]
         y, x = np.mgrid[:height, :width].astype(np.float32)
         surface = np.zeros((height, width), np.float32)
@@ -102,7 +102,7 @@ class LensDrops:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """From drizzle to a downpour, half with streaks no two alike; half with mist, a sixth with 3 to 30 lens drops."""
+    """Draw drizzle to downpour: half with streaks that all differ, half with mist, a sixth with 3 to 30 lens drops."""
     rng = strength.rng
     angle = rng.uniform(-0.8, 0.8)
     if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""From how much to how much damage is drawn: the narrow ranges of versions up to 0.1, or wide ones with a strength."""
+"""Ranges of the drawn damage: the narrow ranges of versions up to 0.1, or wide ranges with a strength."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,15 +13,15 @@ class Ranges:
     """The ``degradations:`` block of a data set.
 
     Args:
-        ranges: ``narrow``: what versions up to 0.1 drew, for old figures; ``wide``: what photos of strangers show;
-            ``mixed``: either, half of the samples each.
+        ranges: ``narrow``: as in versions up to 0.1, to reproduce their figures; ``wide``: as varied as real photos;
+            ``mixed``: half of the samples each.
         strength: Lowest and highest strength of wide damage, 0 (hardly visible) to 1 (heavy); drawn uniformly.
-        camera: Share of samples with sensor noise or JPEG after the damage, as a camera adds them; of the wide ones
-            if there are any. Default: 0.4, or none of narrow ranges.
+        camera: Share of samples (of wide samples, if ``mixed``) with sensor noise or JPEG after the damage, as cameras
+            add them; default 0.4, or 0 if ``narrow``.
         second: Share of wide samples with another of the five tasks on top.
 
     Raises:
-        OptionError: A value is out of its range; the message names the key.
+        OptionError: A value is out of range; the message names the key.
     """
 
     ranges: str = 'narrow'
@@ -42,21 +42,21 @@ class Ranges:
 
     @property
     def margin(self) -> int:
-        """Pixels around a crop that reach into it: about half the longest streak or shake."""
+        """Pixels around a crop that can affect it: about half the length of the longest streak or shake."""
         return 12 if self.ranges == 'narrow' else 20
 
 
 class Strength:
-    """Draws numbers of a sample around its strength, 0 (light) to 1 (heavy), so that it is heavy in most respects."""
+    """Draws all numbers of a sample near its strength, 0 (light) to 1 (heavy), so that they are similarly heavy."""
 
     def __init__(self, value: float, rng: Generator) -> None:
         self.value, self.rng = value, rng
 
     def between(self, light: float, heavy: float) -> float:
-        """A number about as far from ``light`` to ``heavy`` as the strength is."""
+        """Draw a number whose position between ``light`` and ``heavy`` is within 0.3 of the strength."""
         share = np.clip(self.value + self.rng.uniform(-0.3, 0.3), 0, 1)
         return float(light + (heavy - light) * share)
 
     def decades(self, light: float, heavy: float) -> float:
-        """The same for positive numbers, in their logarithm."""
+        """Draw a positive number in the same way, on a logarithmic scale."""
         return float(np.exp(self.between(np.log(light), np.log(heavy))))

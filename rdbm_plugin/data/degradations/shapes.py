@@ -1,4 +1,4 @@
-"""What several kinds of damage are made of: kernels that blur, and maps that follow the edges of an image."""
+"""Parts of several degradations: blur kernels, random maps, and maps that follow the edges of an image."""
 import cv2
 import numpy as np
 from numpy.random import Generator
@@ -9,14 +9,14 @@ Image = NDArray[np.float32]
 
 
 def disk(radius: float) -> NDArray[np.bool_]:
-    """Mask of the pixels within ``radius`` of the centre, square, of odd side."""
+    """Return a square mask, of odd side, of the pixels within ``radius`` of the centre."""
     reach = int(np.ceil(radius))
     y, x = np.ogrid[-reach:reach + 1, -reach:reach + 1]
     return x * x + y * y <= radius * radius + 0.5
 
 
 def line(length: float, angle: float) -> Image:
-    """A line kernel of sum 1 through the centre; angle 0 is vertical."""
+    """Return a line kernel of sum 1 through the centre; angle 0 is vertical."""
     ends = np.array([[np.sin(angle), np.cos(angle)]]) * (length / 2)
     return rasterize(np.concatenate([-ends, ends]), length)
 
@@ -24,7 +24,7 @@ def line(length: float, angle: float) -> Image:
 def rasterize(path: NDArray[np.float64], extent: float) -> Image:
     """Draw an (n, 2) path of (x, y), scaled to ``extent`` pixels, as an anti-aliased kernel of sum 1.
 
-    Its mean lies in the centre: a kernel off centre shifts the image by an amount that nobody can tell from it.
+    The mean of the path is in the centre, as a kernel off centre would shift the image by an arbitrary amount.
     """
     path = path * (extent / max(float(np.ptp(path, axis=0).max()), 1e-6))
     path = path - path.mean(0)
@@ -36,7 +36,7 @@ def rasterize(path: NDArray[np.float64], extent: float) -> Image:
 
 
 def clouds(size: tuple[int, int], rng: Generator, persistence: float) -> Image:
-    """Noise of four octaves from one patch to the next, (H, W) stretched to [0, 1]; persistence: how rough it is."""
+    """Draw smooth noise of four octaves, (H, W), stretched to [0, 1]; a higher ``persistence`` makes it rougher."""
     height, width = size
     total = np.zeros(size, np.float32)
     for octave in range(4):
@@ -46,7 +46,7 @@ def clouds(size: tuple[int, int], rng: Generator, persistence: float) -> Image:
 
 
 def follow_edges(values: Image, guide: Image, radius: int) -> Image:
-    """Guided filter: ``values`` as a locally linear function of ``guide``; both (H, W)."""
+    """Apply the guided filter: make ``values`` a locally linear function of ``guide``; both (H, W)."""
     def mean(x: Image) -> Image:
         return cv2.blur(x, (2 * radius + 1,) * 2, borderType=cv2.BORDER_REFLECT_101)
 

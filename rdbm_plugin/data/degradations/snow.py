@@ -1,4 +1,4 @@
-"""Snow: moving flakes before the scene and a veil, after Liu et al. (Snow100K, IEEE TIP 2018)."""
+"""Snow: moving flakes in front of the scene and a veil, after Liu et al. (Snow100K, IEEE TIP 2018)."""
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from rdbm_plugin.data.degradations.shapes import Image, disk, line
 
 @dataclass(frozen=True)
 class Snow:
-    """Flakes at three depths. density: share of seed pixels; radius of the nearest; motion: length, angle; opacity;
-    veil: white haze; pale: loss of colour in it; uneven: how much flakes differ in opacity."""
+    """Flakes at three depths. density: share of seed pixels; radius: of the nearest; motion, angle: length and
+    direction of motion; veil: white haze; pale: loss of colour of the scene; uneven: how much opacities vary."""
 
     density: float
     radius: float
@@ -27,12 +27,12 @@ class Snow:
 
     @classmethod
     def draw(cls, rng: Generator) -> 'Snow':
-        """density 0.05-0.4 %, radius 1.5-4, motion 1-7, any angle, opacity 0.7-1, veil 0-0.2."""
+        """Draw density 0.05-0.4 %, radius 1.5-4, motion 1-7, any angle, opacity 0.7-1, veil 0-0.2."""
         return cls(rng.uniform(5e-4, 4e-3), rng.uniform(1.5, 4), rng.uniform(1, 7), rng.uniform(0, np.pi),
                    rng.uniform(0.7, 1), rng.uniform(0, 0.2))
 
     def apply(self, image: Image, rng: Generator) -> Image:
-        """Cover ``image`` with near-white flakes; far flakes are smaller, fainter and more."""
+        """Cover ``image`` with near-white flakes; distant flakes are smaller, fainter and more numerous."""
         height, width = image.shape[:2]
         clear = np.ones((height, width), np.float32)
         for far in (1.0, 0.6, 0.35):
@@ -50,8 +50,8 @@ class Snow:
 
 
 def draw_wide(strength: Strength) -> list[Any]:
-    """From powder (radius 0.7) to soft flakes (radius 7), veil 0 to 0.4, half paler by up to 0.6, flakes of up to ten
-    times another's opacity; a third misty."""
+    """Draw powder (radius 0.7) to soft flakes (radius 7) whose opacities differ up to tenfold, with a veil of 0 to 0.4;
+    half paler by up to 0.6, a third with mist."""
     rng = strength.rng
     size = rng.random()
     parts: list[Any] = [Snow(strength.decades(5e-4, 1.2e-2) * 0.25**size, 0.7 * 10**size, strength.between(1, 14),
