@@ -1,4 +1,4 @@
-"""``rdbm compare``: any BasicSR models and finished results, on the same images, by the same protocol."""
+"""``rdbm compare``: score any BasicSR models and finished results on the same images, by the same protocol."""
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -7,23 +7,23 @@ from rdbm_plugin.config.options import OptionError
 
 
 def arguments() -> Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = ArgumentParser(prog='rdbm compare', description=__doc__.split(': ', 1)[1])
     parser.add_argument('methods', nargs='+', metavar='METHOD',
-                        help='option files of training or of a test, of any model_type, or folders of restored '
-                             'pictures (results/NAME, or SET/IMAGE.png)')
-    parser.add_argument('--sets', help='option file whose test_ or val_ blocks and metrics are used for all methods '
+                        help='training or test option files of any model_type, or folders of restored images '
+                             '(results/NAME, or a folder with SET/IMAGE.png)')
+    parser.add_argument('--sets', help='option file whose test_ or val_ blocks and metrics apply to all methods '
                                        '(default: the first option file)')
-    parser.add_argument('-o', '--out', default='comparison', help='folder for tables, pictures and page.html')
-    parser.add_argument('--names', nargs='+', help='of the methods, in their order (default: of files and folders)')
-    parser.add_argument('--page-images', type=int, default=3, help='images of each set that the page shows')
-    parser.add_argument('--no-cost', action='store_true', help='do not measure time, memory and multiply-adds')
-    parser.add_argument('--force_yml', nargs='+', default=[], help='changes to every option file, as for rdbm train')
+    parser.add_argument('-o', '--out', default='comparison', help='output folder for tables, pictures and page.html')
+    parser.add_argument('--names', nargs='+', help='one name per method, in order (default: file and folder names)')
+    parser.add_argument('--page-images', type=int, default=3, help='number of images per set on the page')
+    parser.add_argument('--no-cost', action='store_true', help='skip measuring time, memory and multiply-adds')
+    parser.add_argument('--force_yml', nargs='+', default=[], help='changes to every option file, as in rdbm train')
     return parser.parse_args()
 
 
 def main() -> int:
-    """Compare; return 1 if a method failed, else 0."""
+    """Run the comparison, and return 1 if a method failed, else 0."""
     args = arguments()
     lookup.need_registries()
     from rdbm_plugin.commands.pipeline import name_weights, read_options
@@ -34,7 +34,7 @@ def main() -> int:
     from rdbm_plugin.models.option_checks import check_metrics
     files = [given for given in args.methods if not Path(given).is_dir()]
     if not (args.sets or files):
-        raise OptionError('--sets: missing; as all methods are folders, an option file has to name the test sets.')
+        raise OptionError('--sets: missing; all methods are folders, so an option file must define the test sets.')
     if args.names and len(args.names) != len(args.methods):
         raise OptionError(f'--names: found {len(args.names)} for {len(args.methods)} methods.')
     Path(args.out).mkdir(parents=True, exist_ok=True)
@@ -43,15 +43,14 @@ def main() -> int:
     comparison = Comparison(file, opt, Path(args.out))
     check_metrics(opt)
     check_sizes(opt)
-    names = unique_names(args.names or [Path(given).name if Path(given).is_dir() else Path(given).stem
-                                       for given in args.methods])
-    methods = [Method(name, Path(given) if Path(given).is_dir() else Path(args.out, 'methods', name))
+    names = unique_names(args.names or [Path(each).stem if each in files else Path(each).name for each in args.methods])
+    methods = [Method(name, Path(args.out, 'methods', name) if given in files else Path(given))
                for name, given in zip(names, args.methods)]
     for method, given in zip(methods, args.methods):
         try:
             if given in files:
                 method.opt = read_options(given, args.force_yml)
-                # The checkpoint is the one the file names; a file for training stands for what it trained.
+                # A test file names its checkpoint; a training file stands for the network that it trained.
                 name_weights(method.opt, given, method.opt['name'])
                 check_options({**method.opt, 'datasets': {}})
         except OptionError as error:

@@ -1,4 +1,4 @@
-"""``rdbm demo``: a page on this machine to try weights on photos. Needs Gradio: pip install rdbm_plugin[demo]."""
+"""``rdbm demo``: a local web page for trying weights on photos. Needs Gradio: pip install rdbm_plugin[demo]."""
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from rdbm_plugin.data.photo_file import Photo, read_photo, write_photo
 from rdbm_plugin.inference.restorer import Restorer
 
 LARGEST_FILE = 50
-"""MB of an upload."""
+"""Maximum size of an upload, in MiB."""
 
 
 def arguments() -> Namespace:
-    """The command line."""
-    parser = ArgumentParser(prog='rdbm demo', description='A page on this machine to try weights on photos.')
+    """Parse the command line."""
+    parser = ArgumentParser(prog='rdbm demo', description='A local web page for trying weights on photos.')
     parser.add_argument('--checkpoint', nargs='+', default=['shipped'],
-                        help='weights of training runs, or their folders, to compare (default: those of the package)')
-    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets the whole network in')
+                        help='weights or folders of training runs to compare (default: those of the package)')
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 admits the whole network')
     parser.add_argument('--port', type=int, default=7860)
-    parser.add_argument('--max-megapixels', type=float, default=12, help='larger photos are refused')
+    parser.add_argument('--max-megapixels', type=float, default=12, help='refuse photos larger than this')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     parser.add_argument('--no-browser', action='store_true', help='do not open the page')
     return parser.parse_args()
@@ -44,27 +44,25 @@ def main() -> int:
 
 
 def build(gradio: Any, args: Namespace, folder: Path) -> Any:
-    """The page, which writes what it makes into ``folder``."""
+    """Build the page; its output files go into ``folder``."""
     @lru_cache(maxsize=8)
     def restorer(checkpoint: str, steps: int | None) -> Restorer:
         return Restorer(checkpoint, steps=steps, device=args.device)
 
     names = {_name(Path(each)): each for each in args.checkpoint}
-    # Weights that cannot be read are named before anything is served.
+    # All weights are loaded now, so that unreadable ones raise an error before the page is served.
     default = [restorer(checkpoint, None).sampler.nfe for checkpoint in names.values()]
-    # Gradio finds by its default value where progress is wanted.
+    # Gradio identifies the progress parameter by its default value.
     shown = gradio.Progress()
 
     def restore(path: str | None, steps: float, chosen: Sequence[str], progress: Any = shown) -> list[Any]:
-        if not path:
-            raise gradio.Error('Choose a photo first.')
-        if not chosen:
-            raise gradio.Error('Choose weights first.')
+        if not (path and chosen):
+            raise gradio.Error(f'Choose {"weights" if path else "a photo"} first.')
         try:
             before = read_photo(path, args.max_megapixels)
         except ImageError as error:
-            # The page is no place for --max-megapixels, and its file has a name that nobody knows.
-            raise gradio.Error(str(error).removeprefix(f'{path}: ').split('; raise it')[0]) from None
+            # Neither --max-megapixels nor the name of the temporary file means anything to a user of the page.
+            raise gradio.Error(str(error).removeprefix(f'{path}: ').split('; if this is intended')[0]) from None
         out: list[Any] = []
         for place, (name, checkpoint) in enumerate(names.items()):
             if name not in chosen:
@@ -99,13 +97,13 @@ def build(gradio: Any, args: Namespace, folder: Path) -> Any:
 
 
 def _name(path: Path) -> str:
-    """Of a run: its folder below experiments, and the network if it is named."""
+    """Return the name of a run: its folder below experiments, and its network file if one is given."""
     return ' '.join(part for part in path.with_suffix('').parts[-3:] if part.strip('./') not in (
         '', 'models', 'experiments'))
 
 
 def examples(folder: Path) -> list[Path]:
-    """A photo of scikit-image with each kind of damage."""
+    """Write a degraded photo of scikit-image for each task into ``folder``, and return the files."""
     source = open_clean('embedded', 'val')
     made = []
     for number, task in enumerate(TASKS):

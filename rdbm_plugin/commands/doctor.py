@@ -1,4 +1,4 @@
-"""``rdbm doctor``: checks an option file, its data, the installation and the code base, and can mend the code base."""
+"""``rdbm doctor``: check an option file, its data, the installation and the code base, and repair the code base."""
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -17,39 +17,39 @@ from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.inspection import Finding, inspect_data
 from rdbm_plugin.evaluation.results import versions
 
-DESCRIPTION = """Check the installation, and with -opt an option file and its data. --fix mends the BasicSR that Python
-imports, or that of --codebase; --install-into lets a code base find the plugin; --undo takes back what both did."""
+DESCRIPTION = """Check the installation and, with -opt, an option file and its data. --fix repairs the BasicSR that
+Python imports, or the one in --codebase; --install-into lets a code base find the plugin; --undo reverts both."""
 OPTIONS = 'options/train_rdbm_universal.yml'
 
 
 def arguments() -> Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = ArgumentParser(prog='rdbm doctor', description=DESCRIPTION)
-    parser.add_argument('-opt', help='option file')
-    parser.add_argument('--force_yml', nargs='+', default=[], help='changes, as for rdbm train')
+    parser.add_argument('-opt', help='option file to check')
+    parser.add_argument('--force_yml', nargs='+', default=[], help='changes to the option file, as in rdbm train')
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
-    parser.add_argument('--no-images', action='store_true', help='do not look into the images')
-    parser.add_argument('--pace', action='store_true', help='time loader and training step of -opt')
-    parser.add_argument('--codebase', metavar='FOLDER', help='that basicsr/ lies in (default: what Python imports)')
+    parser.add_argument('--no-images', action='store_true', help='skip the check of the images')
+    parser.add_argument('--pace', action='store_true', help='time the loader and the training step of -opt')
+    parser.add_argument('--codebase', metavar='FOLDER', help='folder of basicsr/ (default: the one Python imports)')
     action = parser.add_mutually_exclusive_group()
-    action.add_argument('--fix', action='store_true', help='edit the import that torchvision 0.17 and later refuses')
+    action.add_argument('--fix', action='store_true', help='edit the import that fails with torchvision 0.17 and later')
     action.add_argument('--install-into', metavar='FOLDER', help='write the files that let this code base find the '
-                                                                'plugin; which depends on its kind')
-    action.add_argument('--undo', action='store_true', help='take back --fix and --install-into')
+                                                                'plugin; they depend on its kind')
+    action.add_argument('--undo', action='store_true', help='revert --fix and --install-into')
     parser.add_argument('--dry-run', action='store_true', help='only show what would be written')
     args = parser.parse_args()
     args.edits = args.fix or args.install_into or args.undo
     if args.dry_run and not args.edits:
-        parser.error('--dry-run goes with --fix, --install-into or --undo')
+        parser.error('--dry-run requires --fix, --install-into or --undo')
     if args.edits and (args.opt or args.json or args.force_yml):
-        parser.error('-opt, --force_yml and --json go with a report, not with --fix, --install-into or --undo')
+        parser.error('-opt, --force_yml and --json cannot be combined with --fix, --install-into or --undo')
     if args.install_into and args.codebase:
-        parser.error('--install-into names the code base itself, without --codebase')
+        parser.error('--install-into already names the code base; remove --codebase')
     return args
 
 
 def main() -> int:
-    """Read the command line, print the report, and return 1 if there is an error in it, else 0."""
+    """Change a code base, or print the report and return 1 if it contains an error, else 0."""
     args = arguments()
     if args.edits:
         change_codebase(args)
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def change_codebase(args: Namespace) -> None:
-    """Change a code base as asked, and print its kind and every change."""
+    """Change a code base as requested, and print its kind and every change."""
     root = args.install_into or args.codebase or installed()
     if root is None:
         raise OptionError('BasicSR is not installed; name the folder of a code base with --codebase.')
@@ -83,9 +83,9 @@ def change_codebase(args: Namespace) -> None:
         try:
             change.make()
         except OptionError as error:
-            before = f' {done} of {len(changes)} files were changed before; --undo takes that back.' if done else ''
+            before = f' {done} of {len(changes)} files were changed already; --undo reverts them.' if done else ''
             raise OptionError(f'{error}{before}') from None
-    print(f'{len(changes)} file(s) {"would be " * args.dry_run}changed.' if changes else 'Nothing is to be changed.')
+    print(f'{len(changes)} file(s) {"would be " * args.dry_run}changed.' if changes else 'Nothing to change.')
     for finding in check_codebase(found.root) if not args.dry_run else ():
         if finding.level != 'ok':
             print(f'{finding.level}: {finding.message}')
@@ -94,11 +94,11 @@ def change_codebase(args: Namespace) -> None:
 
 
 def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
-    """What kind of BasicSR a folder holds, by default that which Python imports, and what stands in its way."""
+    """Report the kind of BasicSR in a folder, by default the one that Python imports, and its problems."""
     folder = folder or installed()
     if folder is None:
-        yield Finding('warning', 'codebase', 'BasicSR is not installed; "rdbm restore" works, training does not: pip '
-                                             'install --no-build-isolation basicsr')
+        yield Finding('warning', 'codebase', 'BasicSR is not installed; "rdbm restore" works, but training does not: '
+                                             'pip install --no-build-isolation basicsr')
         return
     try:
         found = look_at(folder)
@@ -107,30 +107,30 @@ def check_codebase(folder: str | Path | None) -> Iterator[Finding]:
         return
     yield Finding('ok', 'codebase', f'{found.root}: {KINDS[found.kind]}')
     if found.kind == PLUGIN:
-        yield Finding('note', 'codebase', f'it asks for {found.pinned or "no BasicSR"} in its requirements; BasicSR '
-                                          f'1.3.4.9 to 1.4.2 work. To train: {found.how_to_train("OPTIONS.yml")}, with '
-                                          'an option file from the folder options of rdbm_plugin.')
+        yield Finding('note', 'codebase', f'its requirements name {found.pinned or "no BasicSR"}; BasicSR 1.3.4.9 to '
+                                          f'1.4.2 work. To train: {found.how_to_train("OPTIONS.yml")}, with an option '
+                                          'file from the options folder of rdbm_plugin.')
     if found.unfinished:
-        yield Finding('error', 'codebase', f'{found.root}/basicsr/version.py is missing, so that basicsr cannot be '
-                                           'imported: the first installation of the code base writes it; run there: '
+        yield Finding('error', 'codebase', f'{found.root}/basicsr/version.py is missing, so basicsr cannot be '
+                                           'imported. Installing the code base creates it; run there: '
                                            'pip install --no-build-isolation -e .')
     if found.stages:
-        yield Finding('note', 'codebase', f'{found.script} wants the stages of progressive training. One stage, for '
-                                          'all code bases that have them, in datasets: train: "iters: [500000]" as '
-                                          'total_iter, "gt_sizes: [256]" as gt_size, "mini_batch_sizes: [20]" as '
-                                          'batch_size_per_gpu.')
-    # Not by find_spec of the module itself: within rdbm it can be imported always.
+        yield Finding('note', 'codebase', f'{found.script} expects the stages of progressive training. For a single '
+                                          'stage, add to datasets: train: "iters: [500000]" with your total_iter, '
+                                          '"gt_sizes: [256]" with gt_size, and "mini_batch_sizes: [20]" with '
+                                          'batch_size_per_gpu. All code bases with stages read these keys.')
+    # find_spec of the module itself proves nothing, because rdbm makes it importable.
     torchvision = getattr(find_spec('torchvision'), 'submodule_search_locations', None) or []
     if found.outdated and not any(Path(each, 'transforms/functional_tensor.py').is_file() for each in torchvision):
-        yield Finding('note', 'codebase', f'{found.outdated[0]} imports what torchvision has removed: "rdbm" '
-                                          'works, BasicSR\'s own scripts do after "rdbm doctor --fix".')
+        yield Finding('note', 'codebase', f'{found.outdated[0]} imports a module that torchvision has removed; "rdbm" '
+                                          'works, but BasicSR\'s own scripts need "rdbm doctor --fix".')
     if not found.package and any(distributions(name='basicsr')):
-        yield Finding('warning', 'codebase', f'{found.root}/basicsr has no __init__.py, so that Python prefers the '
-                                             'basicsr installed by pip: --install-into writes one.')
+        yield Finding('warning', 'codebase', f'{found.root}/basicsr has no __init__.py, so Python prefers the basicsr '
+                                             'installed by pip; --install-into writes that file.')
 
 
 def check_installation() -> Iterator[Finding]:
-    """Versions that do not fit, and a second BasicSR in the way."""
+    """Report mismatched versions and a second BasicSR on the path."""
     found = versions()
     named = [f'{name} {found.get(name, "without a version")}' for name in ('torch', 'torchvision', 'basicsr')]
     yield Finding('ok', 'installation', ', '.join([f'Python {found["python"]}', *named]))
@@ -139,17 +139,16 @@ def check_installation() -> Iterator[Finding]:
     if wanted and 'torch' in found and found['torch'].split('+')[0] != wanted.removeprefix('torch=='):
         yield Finding('error', 'installation', f'torchvision {found["torchvision"]} needs {wanted}, found torch '
                                                f'{found["torch"]}; install both together from one index.')
-    folders = {Path(entry or '.').resolve() / 'basicsr' for entry in ['.', *sys.path]}
-    folders = sorted(str(folder) for folder in folders if folder.is_dir())
+    folders = sorted({str(each) for entry in ['.', *sys.path] if (each := Path(entry).resolve() / 'basicsr').is_dir()})
     if len(folders) > 1:
         import basicsr
         yield Finding('warning', 'installation',
-                      f'{len(folders)} folders named basicsr on the path: {", ".join(folders)}; in use '
-                      f'is {Path(basicsr.__file__ or "?").parent}. Uninstall one, or set PYTHONPATH.')
+                      f'{len(folders)} folders named basicsr on the path: {", ".join(folders)}; Python '
+                      f'imports {Path(basicsr.__file__ or "?").parent}. Uninstall one, or set PYTHONPATH.')
 
 
 def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: bool = False) -> Iterator[Finding]:
-    """All findings on an option file with ``KEY:KEY=VALUE`` changes made."""
+    """Report all findings on an option file with the ``KEY:KEY=VALUE`` changes applied."""
     try:
         lookup.need_registries()
         from rdbm_plugin.commands import pipeline, preflight
@@ -167,8 +166,8 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: b
     if train.get('type') == 'SyntheticUniversalDataset' and train.get('tasks'):
         batch, count = train.get('batch_size_per_gpu', 0), len(train['tasks'])
         if batch % count:
-            yield Finding('note', 'datasets: train', f'batch_size_per_gpu {batch} is no multiple of the {count} tasks: '
-                                                     'they are balanced over batches, not within each.')
+            yield Finding('note', 'datasets: train', f'batch_size_per_gpu {batch} is not a multiple of the {count} '
+                                                     'tasks, which are balanced across batches, not within each.')
     if images:
         yield from inspect_data(opt['datasets'], errors)
     if pace and train and not errors:
@@ -176,7 +175,7 @@ def examine(file: str, changes: Sequence[str] = (), images: bool = True, pace: b
 
 
 def check_keys(opt: Mapping[str, Any]) -> Iterator[Finding]:
-    """Keys that nobody reads, and the line that loads the plugin where it is missing."""
+    """Report keys that nothing reads, and a missing line that loads the plugin."""
     ours = str(opt.get('model_type', '')).startswith('RDBM')
     for key in unknown_keys(opt):
         if not (ours and key.mistaken):
@@ -185,4 +184,4 @@ def check_keys(opt: Mapping[str, Any]) -> Iterator[Finding]:
     if 'plugin' not in opt and (ours or any('Universal' in name for name in types)):
         yield Finding('error', 'top of the file',
                       'the line "plugin: !!python/name:rdbm_plugin.registration.__version__" is missing; '
-                      "BasicSR's own scripts will not find the plugin.")
+                      "without it, BasicSR's own scripts do not find the plugin.")

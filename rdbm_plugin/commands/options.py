@@ -1,4 +1,4 @@
-"""``rdbm options``: list the option files that come with the package, and copy them to where they can be edited."""
+"""``rdbm options``: list the option files of the package, and copy them to a folder for editing."""
 import shutil
 from argparse import ArgumentParser
 from itertools import takewhile
@@ -9,23 +9,23 @@ SUFFIXES = ('.yml', '.py')
 
 
 def shipped() -> Path:
-    """The folder of the option files: within an installed package, or beside it in a clone."""
+    """Return the folder of the option files: inside an installed package, or beside it in a clone."""
     package = Path(__file__).resolve().parent.parent
     inside = package / 'option_files'
     return inside if inside.is_dir() else package.parent / 'options'
 
 
 def purpose(file: Path) -> str:
-    """The first sentence of the comment that a file begins with; commands in it are indented."""
+    """Return the first sentence of the comment at the top of a file, which ends before its indented commands."""
     lines = takewhile(lambda line: line.startswith('# ') and not line.startswith('#  '),
                       file.read_text(encoding='utf-8').splitlines())
     return ' '.join(line[2:] for line in lines).split('. ')[0].rstrip('.') + '.'
 
 
 def main() -> int:
-    """Read the command line and do it."""
+    """List the option files, or copy them."""
     parser = ArgumentParser(prog='rdbm options', description=__doc__.split(': ', 1)[1])
-    parser.add_argument('--copy', metavar='FOLDER', help='where to; files that are there stay as they are')
+    parser.add_argument('--copy', metavar='FOLDER', help='copy them to this folder; existing files are kept')
     args = parser.parse_args()
     folder = shipped()
     files = sorted((path.relative_to(folder) for path in folder.rglob('*') if path.suffix in SUFFIXES

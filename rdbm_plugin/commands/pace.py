@@ -1,4 +1,4 @@
-"""``rdbm doctor --pace``: whether the loader or the network sets the pace of a training. Needs BasicSR."""
+"""``rdbm doctor --pace``: find out whether the loader or the network limits the training speed. Needs BasicSR."""
 import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -14,13 +14,13 @@ from torch.utils.data import default_collate
 from rdbm_plugin.data.inspection import Finding
 
 SECONDS = 2.0
-"""How long each of the two is watched at least."""
+"""Minimum time for which each of the two is measured."""
 WARM_UP = 5
-"""Steps before: convolutions are tuned, and the step is captured."""
+"""Untimed first steps, in which convolutions are tuned and the step is captured."""
 
 
 def pace(opt: Mapping[str, Any]) -> Finding:
-    """Time one process that makes batches, and steps of the model on one of them; ``opt`` is that of a training."""
+    """Time batch loading in one process, and training steps on one batch; ``opt`` holds training options."""
     opt = deepcopy(dict(opt))
     block = opt['datasets']['train']
     count, workers = block['batch_size_per_gpu'], block.get('num_worker_per_gpu', 0)
@@ -32,10 +32,9 @@ def pace(opt: Mapping[str, Any]) -> Finding:
         return timer.blocked_autorange(min_run_time=SECONDS).mean
 
     def load() -> None:
-        indices = range(count)
-        # Of a whole batch at once, as PyTorch's loader asks for it where it can.
-        items = dataset.__getitems__(indices) if hasattr(dataset, '__getitems__') else [
-            dataset[index % len(dataset)] for index in indices]
+        # PyTorch's loader requests a whole batch at once where the data set supports it.
+        items = dataset.__getitems__(range(count)) if hasattr(dataset, '__getitems__') else [
+            dataset[index % len(dataset)] for index in range(count)]
         batch.update(default_collate(items))
     loading = seconds_of(load)
     model = build_model(opt)
@@ -53,6 +52,6 @@ def pace(opt: Mapping[str, Any]) -> Finding:
     if needed <= max(workers, 1) and workers:
         return Finding('ok', 'pace', f'{text}: the network sets the pace')
     cores = os.cpu_count() or 1
-    lack = f', but there are {cores} cores' if needed > cores else ''
+    lack = f', but this machine has {cores} cores' if needed > cores else ''
     return Finding('warning', 'pace', f'{text}: the loader sets the pace; num_worker_per_gpu: found {workers}, '
                                       f'{needed} would do{lack}')

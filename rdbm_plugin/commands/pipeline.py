@@ -1,6 +1,6 @@
-"""What ``rdbm train`` and ``rdbm test`` add to BasicSR's scripts: checks before anything is written, exact resumption.
+"""What ``rdbm train`` and ``rdbm test`` add to BasicSR's scripts: checks before anything is written, exact resuming.
 
-BasicSR's functions are replaced in the process of our command only, and do for other models what they always did.
+BasicSR's functions are replaced only in the process of our command, and behave as before for other models.
 """
 import sys
 from argparse import ArgumentParser, Namespace
@@ -35,10 +35,10 @@ from rdbm_plugin.models.resuming import Loop
 
 def parse_options(root_path: str, is_train: bool = True,
                   arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
-    """BasicSR's parse_options with the option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
+    """Run BasicSR's parse_options on an option file and ``--force_yml`` read by :mod:`rdbm_plugin.config.option_file`.
 
-    BasicSR runs both as programs, and seeds before the changes are made. ``arguments`` are by default those of the
-    command line; ``--local-rank`` is what torch.distributed.launch passes, ``--local_rank`` what BasicSR takes.
+    BasicSR would execute both as code, and set seeds before it applies the changes. ``arguments`` defaults to the
+    command line. torch.distributed.launch passes ``--local-rank``, but BasicSR accepts ``--local_rank``.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-opt')
@@ -48,13 +48,13 @@ def parse_options(root_path: str, is_train: bool = True,
         return options.parse_options(root_path, is_train=is_train)
     content = read_option_file(given.opt, given.force_yml)
     check_values({**content, 'is_train': is_train})
-    # BasicSR takes each for the path of one folder.
+    # BasicSR would expect each to be the path of a single folder.
     lists = [(dataset, key, dataset.pop(key)) for dataset in content['datasets'].values()
              for key in ('dataroot_gt', 'dataroot_lq') if isinstance(dataset.get(key), list)]
     open_seed = content.get('manual_seed') is None
     saved, yaml = sys.argv, options.yaml
     sys.argv = [saved[0], '-opt', given.opt, *(each.replace('--local-rank', '--local_rank') for each in rest)]
-    # What BasicSR loads has been read already.
+    # BasicSR receives the content that has already been read.
     options.yaml = SimpleNamespace(**{**vars(yaml), 'load': lambda *_, **__: content})
     try:
         opt, args = options.parse_options(root_path, is_train=is_train)
@@ -63,7 +63,7 @@ def parse_options(root_path: str, is_train: bool = True,
     for dataset, key, roots in lists:
         dataset[key] = [str(Path(root).expanduser()) for root in roots]
     if open_seed and opt['dist']:
-        # BasicSR draws another one on each rank.
+        # BasicSR draws a different seed on each rank.
         seeds = [opt['manual_seed']]
         torch.distributed.broadcast_object_list(seeds)
         opt['manual_seed'] = seeds[0]
@@ -74,14 +74,14 @@ def parse_options(root_path: str, is_train: bool = True,
 def check_before_writing(script: ModuleType) -> None:
     """Check the options of basicsr.train or basicsr.test right after they are read.
 
-    BasicSR makes folders and renames those of an older run before it builds anything. A test with the option file of a
-    training is one of what it trained.
+    BasicSR creates folders, and renames those of an older run, before it builds anything. A test with a training
+    option file tests what that file trained.
     """
     trained: list[str] = []
 
     def parse(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Namespace]:
         opt, args = parse_options(root_path, is_train)
-        # Later ones in this process may have a name of their own for their results.
+        # Later calls in this process may use other names, for their results.
         trained.append(opt['name'])
         if not is_train:
             name_weights(opt, args.opt, trained[0])
@@ -95,7 +95,7 @@ def check_before_writing(script: ModuleType) -> None:
 
 
 def name_weights(opt: dict[str, Any], file: str, name: str) -> None:
-    """Let options be those of a test: of a training they become those of what ``experiments/NAME`` has of it."""
+    """Check that test options name weights; turn training options into those of a test of ``experiments/NAME``."""
     if 'train' not in opt:
         if not opt['path'].get('pretrain_network_g'):
             raise OptionError(f'{file}: path: pretrain_network_g: missing; without weights there is nothing to test.')
@@ -110,7 +110,7 @@ def name_weights(opt: dict[str, Any], file: str, name: str) -> None:
 
 
 def know_more_optimizers() -> None:
-    """Let other models take the optimizers that RDBMModel takes; BasicSR 1.4.2 knows Adam alone."""
+    """Let other models use the optimizers of RDBMModel; BasicSR 1.4.2 supports only Adam."""
     theirs = BaseModel.get_optimizer
 
     def get_optimizer(self: BaseModel, optim_type: str, params: list[torch.Tensor], lr: float,
@@ -124,10 +124,10 @@ def know_more_optimizers() -> None:
 
 
 def resume_exactly(script: ModuleType) -> None:
-    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train resume within an epoch, from whole files alone.
+    """Let ``--auto_resume`` and ``path: resume_state`` of basicsr.train resume within an epoch, from intact files only.
 
-    BasicSR starts the epoch anew, takes a damaged state for good, asks for a GPU, and looks for states under the
-    working directory only. Models that have no ``attach`` keep BasicSR's data order.
+    BasicSR restarts the epoch, accepts a damaged state, requires a GPU, and looks for states only under the working
+    directory. Models other than RDBMModel keep BasicSR's data order.
     """
     made: dict[str, Any] = {'epoch': 0, 'iter': 0}
     loop: dict[str, Any] = {}
@@ -154,10 +154,10 @@ def resume_exactly(script: ModuleType) -> None:
         loader, sampler, val_loaders, _, iterations = build_loaders(opt, logger)
         loop.update(train_loader=loader, train_sampler=sampler, val_loaders=val_loaders)
         if not len(loader):
-            raise OptionError(f'datasets: train: dataset_enlarge_ratio: {len(sampler)} samples an epoch do not fill '
-                              f'one batch of {loader.batch_size}.')
-        # BasicSR counts the incomplete batch at the end of an epoch, which its loader drops, and would end too early;
-        # nor need the epochs so far have been as long as they are now.
+            raise OptionError(f'datasets: train: dataset_enlarge_ratio: {len(sampler)} samples per epoch do not '
+                              f'fill one batch of {loader.batch_size}.')
+        # BasicSR counts the incomplete last batch of an epoch, which its loader drops, and would finish too early.
+        # Moreover, the epochs before resuming may have had another length.
         epochs = made['epoch'] + ceil((iterations - made['iter']) / len(loader))
         return loader, sampler, val_loaders, epochs, iterations
 
@@ -174,7 +174,7 @@ def resume_exactly(script: ModuleType) -> None:
 
 
 class SurvivingBoard:
-    """A TensorBoard writer that does not end the training when its disk is full, as torch's does."""
+    """A TensorBoard writer that, unlike torch's, does not end the training when its disk is full."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -186,15 +186,15 @@ class SurvivingBoard:
                     getattr(self.board, name)(*args, **kwargs)
             except OSError as error:
                 self.board = None
-                get_root_logger().warning(f'TensorBoard cannot write any more: {error}. Training continues without it.')
+                get_root_logger().warning(f'TensorBoard can no longer write: {error}. Training continues without it.')
         return call
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to resume from, None for a new run; replaces BasicSR's function of this name.
+    """Return the state to resume from, or None for a new run; replaces BasicSR's function of the same name.
 
-    With ``--auto_resume`` it is the newest one that is whole, with its networks; those passed over are named. Raises
-    OptionError if the state asked for, or every state of the run, is damaged.
+    ``--auto_resume`` takes the newest state that is intact, as are its networks, and prints which ones it skips.
+    Raises OptionError if the requested state, or every state of the run, is damaged.
     """
     path, state = opt['path'].get('resume_state'), None
     if opt['auto_resume']:
@@ -210,9 +210,9 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
                 break
             faults.append(str(found))
             if opt['rank'] == 0:
-                print(f'Passed over {path}: {found}', flush=True)
+                print(f'Skipped {path}: {found}', flush=True)
         if faults and state is None:
-            raise OptionError(f'--auto_resume: no state in {opt["path"]["training_states"]} is whole; last fault: '
+            raise OptionError(f'--auto_resume: no state in {opt["path"]["training_states"]} is intact; last fault: '
                               f'{faults[-1]} Without --auto_resume a new run starts, and this one is archived.')
     elif path is not None:
         state = read_state(Path(path))
@@ -220,9 +220,9 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         return None
     opt['path']['resume_state'] = str(path)
     if state.get('seed', opt['manual_seed']) != opt['manual_seed']:
-        # Left open in the option file, BasicSR draws another one in every start.
+        # Without a seed in the option file, BasicSR draws a new one at every start.
         if opt['rank'] == 0:
-            print(f'manual_seed: {state["seed"]}, as the run began with it, not {opt["manual_seed"]}.', flush=True)
+            print(f'manual_seed: resuming with {state["seed"]} of the run, not {opt["manual_seed"]}.', flush=True)
         opt['manual_seed'] = state['seed']
         set_random_seed(state['seed'] + opt['rank'])
     with redirect_stdout(StringIO()):
@@ -231,7 +231,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_options(file: str | Path, changes: Sequence[str] = (), is_train: bool = False) -> dict[str, Any]:
-    """Options as BasicSR's scripts read them from ``-opt FILE --force_yml CHANGES`` in one process."""
+    """Return the options that BasicSR's scripts read from ``-opt FILE --force_yml CHANGES`` in a single process."""
     forced = ['--force_yml', *changes] if changes else []
     with redirect_stdout(StringIO()):
         return parse_options(str(Path.cwd()), is_train, ['-opt', str(file), *forced])[0]

@@ -1,4 +1,4 @@
-"""Checks a whole option file, of any model, before anything is built or written. Needs BasicSR."""
+"""Check a whole option file, for any model, before anything is built or written. Needs BasicSR."""
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -12,31 +12,31 @@ from rdbm_plugin.models.option_checks import OF_ANY_MODEL, OF_OURS
 
 
 def check_foreign_model(opt: Mapping[str, Any]) -> None:
-    """Check that the network of another BasicSR model exists and takes its keys."""
+    """Check that the network of another BasicSR model exists and accepts its keys."""
     network, known = check_block(opt, 'network_g'), registered('ARCH')
     cls = known[check_choice('network_g: type', network.pop('type', None), known)]
     check_keys('network_g', network, cls)
 
 
 def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, headers: bool = True) -> None:
-    """Check one block of ``datasets:``: build it if it is ours, look for its folders if it is BasicSR's.
+    """Check one block of ``datasets:``: build it if it is ours, or check that its folders exist if it is BasicSR's.
 
-    ``headers``: of the images of a training set of ours are looked at, too.
+    With ``headers``, the image headers of our own training sets are checked as well.
     """
     where = f'datasets: {phase}'
     cls = registered('DATASET')[check_choice(f'{where}: type', dataset.get('type'), registered('DATASET'))]
     if cls.__module__.startswith('rdbm_plugin.'):
         if dataset.get('persistent_workers') and dataset.get('phase') == 'train':
-            raise OptionError(f'{where}: persistent_workers: true would lose the order of the images; for fewer '
-                              'starts of workers make epochs longer by dataset_enlarge_ratio.')
+            raise OptionError(f'{where}: persistent_workers: true would break the image order; to start workers '
+                              'less often, lengthen the epochs with dataset_enlarge_ratio.')
         built = cls(dataset)
         if dataset.get('phase') != 'train':
             return
         batch, ratio = dataset.get('batch_size_per_gpu'), dataset.get('dataset_enlarge_ratio', 1)
         if batch and math.ceil(len(built) * ratio / ranks) < batch:
-            # BasicSR would end without a single iteration.
+            # BasicSR would finish without a single iteration.
             raise OptionError(f'datasets: train: dataset_enlarge_ratio: found {ratio:g}; {len(built)} images times '
-                              f'that, shared by {ranks} processes, do not fill one batch of {batch}.')
+                              f'this, split among {ranks} processes, do not fill one batch of {batch}.')
         if headers:
             check_headers(built, where)
         return
@@ -49,7 +49,7 @@ def check_dataset(phase: str, dataset: Mapping[str, Any], ranks: int = 1, header
 
 
 def faults(opt: Mapping[str, Any], headers: bool = True) -> Iterator[OptionError]:
-    """What is wrong with an option file, check by check."""
+    """Yield the faults of an option file, check by check."""
     try:
         kind = check_choice('model_type', opt.get('model_type'), registered('MODEL'))
         ours = registered('MODEL')[kind].__module__.startswith('rdbm_plugin.')
@@ -67,6 +67,6 @@ def faults(opt: Mapping[str, Any], headers: bool = True) -> Iterator[OptionError
 
 
 def check_options(opt: Mapping[str, Any]) -> None:
-    """Raise the first of the :func:`faults`."""
+    """Raise the first fault that :func:`faults` yields."""
     for fault in faults(opt):
         raise fault

@@ -1,4 +1,4 @@
-"""``rdbm restore``: restores image files with trained weights, without ground truth."""
+"""``rdbm restore``: restore image files with trained weights, without ground truth."""
 import glob
 import os
 import sys
@@ -23,35 +23,35 @@ from rdbm_plugin.inference.tiling import OVERLAP
 from rdbm_plugin.samplers.bridge_sampler import SOLVERS
 
 THREADS = 2
-"""For reading, and the same number for writing."""
+"""Threads that read, and as many that write."""
 GPU_BATCH = 8
 COMPARED = 720
-"""Pixels that --compare writes in height at most."""
+"""Maximum height in pixels of the images that --compare writes."""
 BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
 
 
 def arguments() -> Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = ArgumentParser(prog='rdbm restore', description='Restore images of any size with trained weights.')
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='files, folders (with sub-folders) or patterns')
     parser.add_argument('-o', '--out', required=True, help='folder for the restored images, or a file for one input')
     parser.add_argument('--checkpoint', default='shipped',
-                        help='weights of a training run, or its folder (default: shipped, those of the package)')
-    parser.add_argument('--opt', help='its option file (default: found beside the weights)')
-    parser.add_argument('--other-bridge', action='store_true', help='allow --opt with another bridge than the trained')
+                        help='weights or folder of a training run (default: shipped, the weights of the package)')
+    parser.add_argument('--opt', help='option file of the weights (default: the one beside them)')
+    parser.add_argument('--other-bridge', action='store_true', help='allow --opt to differ from the trained bridge')
     parser.add_argument('--param-key', default='params_ema', help='params_ema or params')
     parser.add_argument('--steps', type=int, help='network evaluations (default: as in the option file)')
     parser.add_argument('--solver', choices=SOLVERS, help='default: as in the option file')
-    parser.add_argument('--tile', default='auto', help='side of the tiles in pixels, auto, or 0 for whole images')
-    parser.add_argument('--tile-overlap', type=int, default=OVERLAP, help='of neighbouring tiles in pixels')
+    parser.add_argument('--tile', default='auto', help='side of a tile in pixels, auto, or 0 for whole images')
+    parser.add_argument('--tile-overlap', type=int, default=OVERLAP, help='overlap of neighbouring tiles in pixels')
     parser.add_argument('--memory', type=float, help='GiB that one evaluation may take, for --tile auto')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
-    parser.add_argument('--seed', type=int, default=0, help='of the noise, where the sampler adds any')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the noise, if the sampler adds any')
     parser.add_argument('--compare', action='store_true', help='also write NAME_compare.png with before and after')
-    parser.add_argument('--batch', type=int, help='pictures of equal size at once (default: 8 on a GPU, 1 on a CPU)')
-    parser.add_argument('--skip-existing', action='store_true', help='leave out what is in the output folder already')
-    parser.add_argument('--max-megapixels', type=float, default=MAX_MEGAPIXELS, help='larger images are refused')
+    parser.add_argument('--batch', type=int, help='images of equal size per batch (default: 8 on a GPU, 1 on a CPU)')
+    parser.add_argument('--skip-existing', action='store_true', help='skip images that the output folder already has')
+    parser.add_argument('--max-megapixels', type=float, default=MAX_MEGAPIXELS, help='refuse images larger than this')
     args = parser.parse_args()
     if args.tile != 'auto':
         args.tile = int(args.tile) if args.tile.isdigit() else parser.error(f'--tile: found {args.tile!r}')
@@ -59,7 +59,7 @@ def arguments() -> Namespace:
 
 
 class Job(NamedTuple):
-    """One picture: where it is, where it goes, and where --compare writes."""
+    """One image: its file, its output file, and the file that --compare writes."""
 
     source: Path
     target: Path
@@ -67,9 +67,9 @@ class Job(NamedTuple):
 
 
 def plan(inputs: list[str], out: str) -> tuple[list[Job], list[str], Counter[str]]:
-    """What is to be done, faults of the inputs, and how many files of each suffix are left out.
+    """Return the jobs, the faults of the inputs, and the number of files left out by suffix.
 
-    Those are files in folders that are no image, or whose format needs more than is installed.
+    A file in a folder is left out if it is not an image, or if its format needs a package that is not installed.
     """
     files: dict[Path, Path] = {}
     faults = []
@@ -78,9 +78,8 @@ def plan(inputs: list[str], out: str) -> tuple[list[Job], list[str], Counter[str
     named = {given: list(_images(Path(given).expanduser(), Path(out), left_out)) for given in inputs}
     sources = {source.resolve() for found in named.values() for source, _ in found}
     for given, found in named.items():
-        path = Path(given).expanduser()
         if not found:
-            what = 'no image in the folder' if path.is_dir() else 'no such file, folder or pattern:'
+            what = 'no image in the folder' if Path(given).expanduser().is_dir() else 'no such file, folder or pattern:'
             faults.append(f'{what} {given}')
         for source, name in found:
             name = name if name.suffix.lower() in WRITABLE else name.with_suffix('.png')
@@ -88,7 +87,7 @@ def plan(inputs: list[str], out: str) -> tuple[list[Job], list[str], Counter[str
             if target.resolve() in sources:
                 faults.append(f'{source}: the output would replace the input {target}; choose another folder with -o.')
             elif target in files:
-                faults.append(f'{source}: would be written to {target} like {files[target]}; '
+                faults.append(f'{source}: would be written to {target}, as would {files[target]}; '
                               + ('name a folder with -o.' if single else 'restore it into another folder.'))
             else:
                 files[target] = source
@@ -97,7 +96,7 @@ def plan(inputs: list[str], out: str) -> tuple[list[Job], list[str], Counter[str
 
 
 def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
-    """Files that an input names, and what to call them below the output folder; not what was written there before."""
+    """Yield the files that an input names, each with its name below the output folder; skip earlier outputs."""
     if path.is_dir():
         inside = out.resolve() if path.resolve() in out.resolve().parents else None
         for each in sorted(path.rglob('*')):
@@ -115,7 +114,7 @@ def _images(path: Path, out: Path, left_out: Counter[str]) -> Iterator[tuple[Pat
 
 
 def beside_all(targets: list[Path]) -> list[Path]:
-    """NAME_compare.png beside each output; with its suffix in the name where that is another's."""
+    """Return NAME_compare.png beside each output; where that file is taken, prepend the full name of the output."""
     taken = set(targets)
     found = []
     for target in targets:
@@ -128,10 +127,10 @@ def beside_all(targets: list[Path]) -> list[Path]:
 
 
 def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tqdm) -> list[str]:
-    """Restore all pictures, and return what is wrong with those that could not be.
+    """Restore all images, and return the faults of those that failed.
 
-    Threads read ahead and write behind the network. Pictures of equal size that follow each other form a batch, each
-    with the noise that it would have alone.
+    Threads read images before the network needs them, and write results in the background. Consecutive images of
+    equal size form a batch, in which each gets the noise that it would get alone.
     """
     faults: list[str] = []
 
@@ -139,8 +138,7 @@ def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tq
         faults.append(str(error) if isinstance(error, ImageError) else f'{job.source}: {error}')
         bar.write(f'rdbm restore: {faults[-1]}', file=sys.stderr)
 
-    def settle(written: tuple[Job, Future[None]]) -> None:
-        job, future = written
+    def settle(job: Job, future: Future[None]) -> None:
         if future.exception() is not None:
             failed(job, future.exception())
 
@@ -170,9 +168,9 @@ def restore_all(restore: Restorer, jobs: Sequence[Job], args: Namespace, bar: tq
             bar.n = done
             bar.refresh()
             while len(writes) > THREADS + batch:
-                settle(writes.popleft())
+                settle(*writes.popleft())
         for written in writes:
-            settle(written)
+            settle(*written)
     return faults
 
 
@@ -194,7 +192,7 @@ def _write(job: Job, before: Photo, after: Photo, compare: bool) -> None:
 
 
 def own_share(jobs: Sequence[Job]) -> list[Job]:
-    """What this process does of all pictures, where torchrun or Slurm started several."""
+    """Return the jobs of this process if torchrun or Slurm started several processes, else all."""
     for rank, ranks in (('RANK', 'WORLD_SIZE'), ('SLURM_PROCID', 'SLURM_NTASKS')):
         if rank in os.environ and ranks in os.environ:
             return list(jobs[int(os.environ[rank])::int(os.environ[ranks])])
@@ -202,21 +200,19 @@ def own_share(jobs: Sequence[Job]) -> list[Job]:
 
 
 def own_device(device: str) -> str:
-    """``auto`` is a GPU for each process of a machine, where torchrun or Slurm started several."""
+    """Return ``device``, where ``auto`` is one GPU per process if torchrun or Slurm started several on a machine."""
     local = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID'))
     count = torch.cuda.device_count()
     return f'cuda:{int(local) % count}' if device == 'auto' and local is not None and count else device
 
 
 def main() -> int:
-    """Read the command line, restore, and return 1 if an image failed, else 0."""
+    """Restore the inputs, and return 1 if any of them failed, else 0."""
     args = arguments()
     jobs, faults, left_out = plan(args.inputs, args.out)
-    jobs = own_share(jobs)
-    total = len(jobs)
-    if args.skip_existing:
-        jobs = [job for job in jobs if not job.target.is_file()]
-    there, failed = total - len(jobs), []
+    share = own_share(jobs)
+    jobs = [job for job in share if not (args.skip_existing and job.target.is_file())]
+    there, failed = len(share) - len(jobs), []
     for fault in faults:
         print(f'rdbm restore: {fault}', file=sys.stderr)
     if jobs:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from rdbm_plugin.basicsr_host import compat, lookup
-from rdbm_plugin.config.options import OptionError
+from rdbm_plugin.config.options import OptionError, build
 
 EXPLANATION = """rdbm test also takes:
-  --steps N,N,...       restore with each of these numbers of network evaluations; tables and a plot of what they
-                        give and cost are written to results/NAME_steps
+  --steps N,N,...       test with each of these numbers of network evaluations, and write tables and a plot of
+                        scores and costs to results/NAME_steps
 and BasicSR's arguments:
 """
 
 
 def main() -> None:
-    """Read BasicSR's arguments from the command line and test; results/ is made in the working directory."""
+    """Test with BasicSR's command-line arguments; results/ is created in the working directory."""
     parser = ArgumentParser(add_help=False)
     parser.add_argument('--steps')
     given, rest = parser.parse_known_args()
@@ -32,25 +32,23 @@ def main() -> None:
     compat.distribute_on_cpus()
     if given.steps is None:
         test.test_pipeline(str(Path.cwd()))
-        compat.end_distributed()
-        return
-    if not all(part.isdigit() for part in given.steps.split(',')):
+    elif all(part.isdigit() for part in given.steps.split(',')):
+        sweep(sorted({int(part) for part in given.steps.split(',')}))
+    else:
         raise OptionError(f'--steps: found {given.steps!r}; expected whole numbers with commas, such as 1,2,5,10.')
-    sweep(sorted({int(part) for part in given.steps.split(',')}))
     compat.end_distributed()
 
 
 def sweep(steps: list[int]) -> None:
-    """Test once for each number of steps, and write table and plot; nothing is run if the sampler cannot take one."""
+    """Test with each number of steps, and write tables and a plot; check first that the sampler accepts all of them."""
     from basicsr import test
     from basicsr.utils import get_root_logger, mkdir_and_rename
 
-    from rdbm_plugin.basicsr_host import compat
     from rdbm_plugin.models.option_checks import check_bridge
     arguments = list(sys.argv)
     opt, _ = test.parse_options(str(Path.cwd()), is_train=False)
     if not isinstance((opt.get('val') or {}).get('sampler'), dict):
-        raise OptionError('--steps: the option file has no "val: sampler:" block whose steps could be set.')
+        raise OptionError('--steps: the option file has no "val: sampler:" block in which to set steps.')
     for each in steps:
         check_bridge({**opt, 'val': {**opt['val'], 'sampler': {**opt['val']['sampler'], 'steps': each}}})
     found = {}
@@ -60,27 +58,23 @@ def sweep(steps: list[int]) -> None:
         compat.new_log()
         test.test_pipeline(str(Path.cwd()))
         found[each] = Path('results', name, 'results.json')
-    logger = get_root_logger()
     if opt['rank'] == 0:
         folder = Path('results', f'{opt["name"]}_steps')
         mkdir_and_rename(str(folder))
         results = {each: json.loads(path.read_text(encoding='utf-8')) for each, path in found.items()}
-        table = write_sweep(folder, results)
-        logger.info(f'{folder.absolute()}:\n{table}')
+        get_root_logger().info(f'{folder.absolute()}:\n{write_sweep(folder, results)}')
 
 
 def write_sweep(folder: Path, results: dict[int, dict[str, Any]]) -> str:
     """Write ``table.csv``, ``table.md``, ``table.json`` and, with matplotlib, ``plot.png``; return the table as text.
 
-    ``results`` is steps -> content of ``results.json``.
+    ``results`` maps steps to the content of ``results.json``.
     """
     from rdbm_plugin.archs.complexity import giga_multiply_adds
-    from rdbm_plugin.basicsr_host.lookup import registered
-    from rdbm_plugin.config.options import build
     from rdbm_plugin.evaluation.pictures import plot_sweep
     from rdbm_plugin.evaluation.results import aligned, digits, markdown, write_csv
     options = next(iter(results.values()))['options']
-    cost = giga_multiply_adds(build('network_g', options['network_g'], registered('ARCH')))
+    cost = giga_multiply_adds(build('network_g', options['network_g'], lookup.registered('ARCH')))
     rows = []
     for steps, result in results.items():
         average = result['sets'].get('average') or next(iter(result['sets'].values()))

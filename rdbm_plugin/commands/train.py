@@ -1,11 +1,11 @@
-"""``rdbm train``: BasicSR's training with the plugin registered, where BasicSR's own script cannot run."""
+"""``rdbm train``: BasicSR's training with the plugin registered, even where BasicSR's own script cannot run."""
 from pathlib import Path
 
 from rdbm_plugin.basicsr_host import compat, lookup
 
 
 def main() -> None:
-    """Read BasicSR's arguments from the command line and train; experiments/ is made in the working directory."""
+    """Train with BasicSR's command-line arguments; experiments/ is created in the working directory."""
     lookup.need_registries()
     from basicsr import train
 

@@ -1,4 +1,4 @@
-"""Running a comparison from test sets to tables, pictures and page. Needs BasicSR."""
+"""Run a comparison, from test sets to tables, pictures and page. Needs BasicSR."""
 import json
 import traceback
 from collections import Counter
@@ -24,16 +24,16 @@ from rdbm_plugin.evaluation.set_measures import of_images
 from rdbm_plugin.evaluation.tables import DEGRADED, Scores, all_tables, latex, long_table
 
 CROP = 96
-"""Side in pixels of the crops in the grid."""
+"""Side length in pixels of the crops in the grid."""
 
 
 class Comparison:
-    """Scores of several methods on the same images, by the test sets and metrics of ``file``, written to ``out``."""
+    """Scores several methods on the test sets of ``file`` by its metrics, and writes the results to ``out``."""
 
     def __init__(self, file: str, opt: Mapping[str, Any], out: Path) -> None:
         self.metrics = (opt.get('val') or {}).get('metrics') or {}
         if not self.metrics:
-            raise OptionError(f'{file}: val: metrics: missing; there is nothing to compare by.')
+            raise OptionError(f'{file}: val: metrics: missing; without metrics there is nothing to compare.')
         self.better = {name: each.get('better', 'higher') for name, each in self.metrics.items()}
         self.sets = read_sets(opt)
         self.total = sum(map(len, self.sets.values()))
@@ -43,10 +43,8 @@ class Comparison:
         self.crops: dict[str, dict[str, Picture]] = {}
 
     def restore(self, methods: Sequence[Method], timed: bool) -> None:
-        """Run the methods that have options; one that fails keeps its fault and stops no other."""
-        for method in methods:
-            if method.opt is None or method.fault:
-                continue
+        """Run the methods that have options. A method that fails records its fault; the others still run."""
+        for method in (each for each in methods if each.opt is not None and not each.fault):
             with tqdm(total=self.total, desc=f'Restore {method.name}', unit='image', leave=False) as bar:
                 try:
                     run(method, self.sets, bar.update, timed)
@@ -57,7 +55,7 @@ class Comparison:
     def score(self, methods: Sequence[Method], page_images: int) -> None:
         """Score all pictures as they are on disk.
 
-        A method that was run here must have all of them. Of a folder of finished results those that fit are taken.
+        A method that was run here must have every picture. From a folder of finished results, all that match count.
         """
         counts: Counter[str] = Counter()
         used: dict[str, set[Path]] = {method.name: set() for method in methods}
@@ -81,9 +79,8 @@ class Comparison:
             counts[dataset] += 1
             if counts[dataset] <= page_images:
                 self._show(dataset, image, pictures, clean)
-        for method in methods:
-            if method.opt is None and not method.fault:
-                self._note_gaps(method, used[method.name])
+        for method in (each for each in methods if each.opt is None and not each.fault):
+            self._note_gaps(method, used[method.name])
 
     def _note_gaps(self, method: Method, used: set[Path]) -> None:
         if method.name not in self.found:
@@ -103,7 +100,7 @@ class Comparison:
             self.crops[dataset] = zoomed(pictures, clean)
 
     def rows(self, methods: Sequence[Method]) -> list[Scores]:
-        """Means of the degraded images and of every method that did not fail."""
+        """Return the mean scores of the degraded images and of every method that did not fail."""
         costs = {method.name: method.cost for method in methods if not method.fault}
         counts = {name: sum(map(len, self.found[name].values())) for name in costs}
         incomplete = {name: f'{name} ({count} of {self.total} images)' for name, count in counts.items()
@@ -116,7 +113,7 @@ class Comparison:
                 for name, sets in scored.items()]
 
     def _score(self, images: Sequence[ImageScore], dataset: str) -> SetScore:
-        """Of a set; measures of whole sets depend on the number of images, and are not taken of a part."""
+        """Score a set. Measures of whole sets depend on the number of images, so an incomplete set has none."""
         complete = len(images) == len(self.sets[dataset])
         return SetScore.of([each if complete else replace(each, restored=of_images(each.restored)) for each in images])
 
@@ -127,7 +124,6 @@ class Comparison:
         gaps = {method.name: method.gaps for method in methods if method.gaps and not method.fault}
         protocols = [protocol(name, block) for name, block in self.metrics.items()]
 
-        text = '\n\n'.join(map(results.aligned, all_tables(rows, self.better)))
         marked = all_tables(rows, self.better, '**{}**', '<u>{}</u>')
         results.write_csv(self.out / 'table.csv', long_table(rows, list(self.metrics)))
         alone = of_images(next(iter(self.found[DEGRADED].values()))[0].restored)
@@ -148,7 +144,7 @@ class Comparison:
         notes = [f'{name}: {gap}' for name, each in gaps.items() for gap in each]
         page.write_page(self.out / 'page.html', title, marked, self.shown, faults, [*protocols, *notes], about)
         self._write_grid(faults)
-        print(text, '', *protocols, sep='\n')
+        print('\n\n'.join(map(results.aligned, all_tables(rows, self.better))), '', *protocols, sep='\n')
         for name, each in gaps.items():
             print(f'\n{name}: {len(each)} gaps: {names(each)}')
         for name, fault in faults.items():
@@ -158,7 +154,7 @@ class Comparison:
     def _write_grid(self, faults: Mapping[str, str]) -> None:
         columns = [name for name in dict.fromkeys(name for crops in self.crops.values() for name in crops)
                    if name not in faults]
-        # Of a set that finished results lack, nothing is shown.
+        # Finished results that lack a set show white pictures there.
         rows = {dataset: [crops.get(name, np.full_like(crops[DEGRADED], 255))[..., ::-1] for name in columns]
                 for dataset, crops in self.crops.items()}
         grid = pictures.picture_grid(rows, columns)
@@ -166,21 +162,20 @@ class Comparison:
 
 
 def protocol(name: str, block: Mapping[str, Any]) -> str:
-    """How the numbers of a metric were made, for the line under a table."""
+    """Return the line under a table that says how a metric was computed."""
     options = ', '.join(f'{key} {value}' for key, value in block.items() if key != 'type')
     return f'{name}: {block["type"]}' + (f' ({options})' if options else '')
 
 
 def zoomed(pictures: Mapping[str, Picture], clean: Picture | None) -> dict[str, Picture]:
-    """The same crop of all pictures, where they differ most, after an overview with its frame."""
+    """Return an overview that frames the region where the pictures differ most, and this crop of each picture."""
     shown, degraded = {**pictures, **({} if clean is None else {'clean': clean})}, pictures[DEGRADED]
     same = [picture for picture in shown.values() if picture.shape == degraded.shape]
     spread = np.std(np.stack(same).astype(np.float32), axis=0).mean(axis=2)
     height, width = (min(CROP, length) for length in spread.shape)
     share = cv2.blur(spread, (width, height), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
     share = share[:spread.shape[0] - height + 1, :spread.shape[1] - width + 1]
-    top, left = np.unravel_index(int(share.argmax()), share.shape)
-    overview = cv2.rectangle(degraded.copy(), (int(left), int(top)), (int(left) + width, int(top) + height),
-                             (0, 0, 255), 2)
+    top, left = map(int, np.unravel_index(share.argmax(), share.shape))
+    overview = cv2.rectangle(degraded.copy(), (left, top), (left + width, top + height), (0, 0, 255), 2)
     crops = {name: picture[top:top + height, left:left + width] for name, picture in shown.items()}
     return {'where': overview, **crops}

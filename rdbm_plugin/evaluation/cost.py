@@ -1,8 +1,8 @@
-"""What restoring an image costs: parameters, multiply-adds, time and memory. Needs torch only."""
+"""The cost of restoring an image: parameters, multiply-adds, time and memory. Needs torch only."""
 import ctypes
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -15,18 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(NamedTuple):
-    """What restoring one image takes."""
+    """The cost of restoring one image."""
 
     parameters: float
     """Of the network, in millions."""
     evaluations: float
-    """NFE."""
+    """Number of network evaluations (NFE)."""
     multiply_adds: float
     """Of one evaluation at 3x256x256, in 1e9."""
     milliseconds: float
     """Median over the timed images, several runs each."""
     memory: float | None
-    """Peak above what was held before, in MiB; None where it cannot be measured."""
+    """Peak above the memory in use before, in MiB; None where it cannot be measured."""
 
 
 def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
@@ -56,17 +56,17 @@ def measure(model: Any, images: list[Tensor], repeats: int = 3) -> Cost:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
-    """Measures the peak within a ``with`` block above what was held at its start: ``mib`` of what it gives.
+    """Measure the peak memory of a ``with`` block above that at its start, as ``mib`` of the yielded object.
 
-    On a GPU what tensors take; on a CPU under Linux resident memory of the process, after the allocator gave back what
-    earlier work had left to it; elsewhere None.
+    On a GPU this is the memory of tensors. On a CPU under Linux it is the resident memory of the process, after the
+    allocator has released what earlier work left behind. Elsewhere ``mib`` is None.
     """
     peak = SimpleNamespace(mib=None)
     if device.type == 'cuda':
@@ -76,11 +76,10 @@ def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
         peak.mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     elif _CLEAR.exists():
         gc.collect()
-        # Of glibc; few other C libraries can.
-        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-        if trim is not None:
-            trim(0)
-        # Linux: makes the peak of resident memory start anew.
+        # Few C libraries other than glibc have this function.
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        # This resets the peak of the resident memory.
         _CLEAR.write_text('5')
         before = _resident('VmRSS')
         yield peak

@@ -1,4 +1,4 @@
-"""Where the restored pictures of a comparison come from: option files of any BasicSR model, or folders."""
+"""The restored pictures of a comparison: from option files of any BasicSR model, or from folders."""
 import hashlib
 import json
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from glob import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +34,30 @@ class Method:
 
     name: str
     folder: Path
-    """Of the restored pictures, ``SET/IMAGE.png`` or as BasicSR names them, ``SET/IMAGE_SUFFIX.png``."""
+    """Holds the restored pictures as ``SET/IMAGE.png`` or, as BasicSR names them, ``SET/IMAGE_SUFFIX.png``."""
     opt: dict[str, Any] | None = None
-    """Options to run it with; None for a folder of finished results."""
+    """Options to run the method with; None for a folder of finished results."""
     cost: Cost | None = None
     fault: str | None = None
-    """Why it failed."""
+    """Why the method failed."""
     gaps: list[str] = field(default_factory=list)
-    """Of a folder of finished results: what is missing from it or does not fit, and is left out."""
+    """What is missing from a folder of finished results, or does not fit and is left out."""
 
     def folders(self, dataset: str) -> list[Path]:
-        """Where the restored pictures of a test set may lie."""
+        """Return the existing folders that may hold the restored pictures of a test set."""
         return [root for root in (self.folder / 'visualization' / dataset, self.folder / dataset) if root.is_dir()]
 
 
 def read_sets(opt: Mapping[str, Any]) -> dict[str, Dataset]:
-    """Name -> data set of every test or validation block, in the file's order; raises OptionError without any."""
+    """Return name -> data set of each test or validation block, in file order; raise OptionError if there is none."""
     blocks = [block for phase, block in opt['datasets'].items() if not phase.startswith('train')]
     if not blocks:
-        raise OptionError('datasets: no test_ or val_ block in the file that names the test sets.')
+        raise OptionError('datasets: no test_ or val_ block in the file that defines the test sets.')
     return {block['name']: build_dataset(deepcopy(block)) for block in blocks}
 
 
 def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Set, image name and batch of one for all test images."""
+    """Yield the set, the image name and a batch of one for every test image."""
     for dataset, images in sets.items():
         for index in range(len(images)):
             data = default_collate([images[index]])
@@ -64,24 +65,21 @@ def items(sets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, dict[str, Any
 
 
 def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object], timed: bool = True) -> None:
-    """Restore what has not been restored with the same options and weights, and measure the cost if ``timed``.
+    """Restore the images not yet restored with the same options and weights; measure the cost if ``timed``.
 
-    The folder of the method is made, and emptied if other options filled it; ``tell`` is called before each image.
+    The folder of the method is created, or emptied if other options filled it. ``tell`` is called before each image.
     """
     opt = {**method.opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False}
     done = {'fingerprint': fingerprint(opt, sets)}
     note = method.folder / 'made_with.json'
     if method.folder.exists() and not note.is_file():
-        raise OptionError(f'{method.folder}: holds something else than an earlier comparison; choose another -o.')
+        raise OptionError(f'{method.folder}: holds files that are not from an earlier comparison; choose another -o.')
     if note.is_file() and json.loads(note.read_text(encoding='utf-8')) != done:
         shutil.rmtree(method.folder)
     method.folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(done), encoding='utf-8')
     model = build_model(opt)
-    timing = []
     for dataset, name, data in items(sets):
-        if len(timing) < TIMED_IMAGES:
-            timing.append(data['lq'])
         tell()
         target = method.folder / dataset / f'{name}.png'
         if target.is_file():
@@ -91,14 +89,13 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object],
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, cv2.imencode('.png', tensor2img([model.get_current_visuals()['result']]))[1].tobytes())
     if timed:
-        method.cost = measure(model, timing)
+        method.cost = measure(model, [data['lq'] for _, _, data in islice(items(sets), TIMED_IMAGES)])
     del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
-    """Of everything that the restored pictures follow from."""
+    """Return a hash of everything that determines the restored pictures."""
     checkpoint = find_network(opt['path']['pretrain_network_g'])
     parts = {key: opt.get(key) for key in ('model_type', 'manual_seed', 'bridge', 'network_g', 'scale')}
     parts['val'] = {key: value for key, value in (opt.get('val') or {}).items() if key not in ('metrics', 'pbar')}
@@ -109,7 +106,7 @@ def fingerprint(opt: Mapping[str, Any], sets: Mapping[str, Dataset]) -> str:
 
 
 def find_picture(method: Method, dataset: str, name: str) -> Path:
-    """The file with the restored picture of a test image; raises OptionError unless there is exactly one."""
+    """Return the file with the restored picture of a test image; raise OptionError unless there is exactly one."""
     folder = method.folder
     for root in method.folders(dataset):
         parent = root / Path(name).parent
@@ -127,17 +124,17 @@ def find_picture(method: Method, dataset: str, name: str) -> Path:
 
 
 def read_picture(path: Path, clean: Picture | None) -> Picture:
-    """A restored picture, BGR; raises OptionError if it cannot be read, or its size is not that of the ground truth."""
+    """Return a restored picture, BGR; raise OptionError if it is unreadable or its size is not the ground truth's."""
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         raise OptionError(f'{path}: not a readable image.')
     if clean is not None and picture.shape != clean.shape:
         found, wanted = (f'{each.shape[1]}x{each.shape[0]}' for each in (picture, clean))
-        raise OptionError(f'{path}: is {found}, but its ground truth {wanted}.')
+        raise OptionError(f'{path}: is {found}, but its ground truth is {wanted}.')
     return picture
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, with numbers behind those that occur before."""
+    """Return the names, with a number appended to each repeated one."""
     counts = [names[:place + 1].count(name) for place, name in enumerate(names)]
     return [name if count == 1 else f'{name} ({count})' for name, count in zip(names, counts)]

@@ -1,4 +1,4 @@
-"""The page of a comparison: one file that works from the file system, offline."""
+"""The page of a comparison: a single file that opens offline from the file system."""
 import base64
 import json
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,14 @@ from rdbm_plugin.evaluation.pictures import Picture
 from rdbm_plugin.evaluation.results import Table, plain
 
 TEMPLATE = Path(__file__).with_name('page.html')
-MARK = '"DATA"'
 LARGEST = 1280
-"""Pixels of the longer side of a picture on the page."""
+"""Maximum length in pixels of the longer side of a picture on the page."""
 AMPLIFIED = 4
-"""Difference maps show this times the mean absolute difference of the channels."""
+"""Factor by which difference maps multiply the mean absolute difference over the channels."""
 
 
 def source(picture: Picture) -> str:
-    """A BGR picture as the address of an ``img`` element."""
+    """Return a BGR picture as the URL of an ``img`` element."""
     scale = min(1.0, LARGEST / max(picture.shape[:2]))
     if scale < 1:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -29,16 +28,16 @@ def source(picture: Picture) -> str:
 
 
 def difference(picture: Picture, clean: Picture) -> Picture:
-    """Map of the absolute difference, amplified; black: none."""
+    """Return a map of the amplified absolute difference, black where there is none."""
     gap = np.abs(picture.astype(np.int16) - clean).mean(axis=2) * AMPLIFIED
     return cv2.applyColorMap(np.clip(gap, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
 
 
 def picture_entry(dataset: str, name: str, pictures: Mapping[str, Picture], clean: Picture | None,
                   scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """What the page shows of one test image.
+    """Return what the page shows of one test image.
 
-    ``pictures`` is method -> restored, with the degraded one among them; ``scores`` is method -> metric -> score.
+    ``pictures`` is method -> restored picture, including the degraded one; ``scores`` is method -> metric -> score.
     """
     shown = {method: {'picture': source(picture), 'scores': dict(scores.get(method, {})),
                       'difference': None if clean is None else source(difference(picture, clean))}
@@ -52,11 +51,11 @@ def write_page(path: Path, title: str, tables: Sequence[Table], images: Sequence
                faults: Mapping[str, str], notes: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write the page.
 
-    ``images`` are of :func:`picture_entry`, ``faults`` is method -> why it failed. ``notes``, how numbers were made and
-    what was left out, stand under the tables; ``about``, protocols, versions and the like, at the end.
+    ``images`` come from :func:`picture_entry`; ``faults`` is method -> why it failed. ``notes`` appear under the tables
+    and say how scores were computed and what was left out; ``about``, such as versions, appears at the end.
     """
     content = plain({'title': title, 'tables': tables, 'images': images, 'faults': faults, 'notes': notes,
                      'about': json.dumps(plain(about), indent=1)})
-    # No text in the data may end the script element that holds it.
+    # Text in the data must not close the script element that holds it.
     data = json.dumps(content).replace('<', '\\u003c')
-    path.write_text(TEMPLATE.read_text(encoding='utf-8').replace(MARK, data), encoding='utf-8')
+    path.write_text(TEMPLATE.read_text(encoding='utf-8').replace('"DATA"', data), encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Pictures and plots of results. Images are RGB, (H, W, 3) uint8. Needs torch, OpenCV; matplotlib for plots."""
+"""Pictures and plots of results. Images are RGB, (H, W, 3) uint8. Needs torch and OpenCV; plots need matplotlib."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,13 +11,13 @@ Picture = NDArray[np.uint8]
 
 
 def to_picture(image: Tensor) -> Picture:
-    """(C, H, W) in [0, 1], one or three channels -> (H, W, 3) uint8; values outside are clipped."""
+    """Convert (C, H, W) in [0, 1] with one or three channels to (H, W, 3) uint8; clip values outside the range."""
     array = (image.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(1, 2, 0).numpy()
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
 def picture_grid(rows: Mapping[str, Sequence[Picture]], columns: Sequence[str], height: int = 240) -> Picture:
-    """Rows of pictures scaled to one height, with the row's name at its left and the columns' names above."""
+    """Draw rows of pictures scaled to the same height, with row names at the left and column names above."""
     band, gap = 24, 4
     scaled = {name: [_scale(picture, height) for picture in row] for name, row in rows.items()}
     widths = [gap + max(row[i].shape[1] for row in scaled.values()) for i in range(len(columns))]
@@ -35,7 +35,7 @@ def picture_grid(rows: Mapping[str, Sequence[Picture]], columns: Sequence[str], 
 
 
 def strip(pictures: Sequence[Picture], height: int = 160) -> Picture:
-    """Pictures side by side, scaled to one height."""
+    """Join pictures side by side, scaled to the same height."""
     return np.concatenate([_scale(picture, height) for picture in pictures], axis=1)
 
 
@@ -46,7 +46,7 @@ def _scale(picture: Picture, height: int) -> Picture:
 
 
 def plot_sweep(path: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> bool:
-    """Plot each column over ``steps``; False, with nothing written, where matplotlib is not installed."""
+    """Plot each column over ``steps``; without matplotlib, write nothing and return False."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,8 +1,8 @@
 """Metric protocols under names of their own, so that a table can say how it was measured.
 
-They stand in BasicSR's METRIC_REGISTRY and take what BasicSR gives: BGR images, (H, W, 3) uint8, restored and clean.
-All take ``crop_border``, pixels left out at each side, and BasicSR's ``better`` (``higher`` or ``lower``). None asks
-the surrounding code base, whose functions of the same name differ: a protocol gives the same number everywhere.
+They are registered in BasicSR's METRIC_REGISTRY and take a restored and a clean image, BGR, (H, W, 3) uint8. All take
+``crop_border``, the pixels to ignore at each side, and BasicSR's ``better`` (``higher`` or ``lower``). None calls the
+surrounding code base, whose functions of the same name differ, so a protocol gives the same number everywhere.
 """
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def psnr_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'highe
 def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
     """SSIM (Wang et al., IEEE TIP 2004; Gaussian window 11, sigma 1.5), mean over the channels.
 
-    As the authors' code: population covariance, border of the window left out.
+    As in the authors' code, covariances are those of the population, and the border of the window is left out.
 
     Raises:
         ValueError: An image without its border is smaller than 11 pixels.
@@ -44,40 +44,40 @@ def ssim_rgb(img: Image, img2: Image, crop_border: int = 0, better: str = 'highe
 
 
 def psnr_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
-    """PSNR in dB on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
+    """PSNR in dB on the luma of MATLAB's ``rgb2ycbcr`` for uint8, as papers on deraining report it."""
     return psnr_rgb(matlab_y(img), matlab_y(img2), crop_border)
 
 
 def ssim_y(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
-    """SSIM on luma as MATLAB's ``rgb2ycbcr`` gives it for uint8; what papers on rain report."""
+    """SSIM on the luma of MATLAB's ``rgb2ycbcr`` for uint8, as papers on deraining report it."""
     return ssim_rgb(matlab_y(img), matlab_y(img2), crop_border)
 
 
 def psnr_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
-    """PSNR after the restored image got the mean brightness of the clean one, which no method can know.
+    """PSNR after scaling the restored image to the mean brightness of the clean one, which no method can know.
 
-    Some papers on low light report it (LLFlow, Retinexformer). It is to be named wherever it is printed.
+    Some papers on low light report it (LLFlow, Retinexformer). Name it wherever you report it.
     """
     return psnr_rgb(match_mean(img, img2), img2, crop_border)
 
 
 def ssim_gt_mean(img: Image, img2: Image, crop_border: int = 0, better: str = 'higher') -> float:
-    """SSIM after the restored image got the mean brightness of the clean one; see :func:`psnr_gt_mean`."""
+    """SSIM after scaling the restored image to the mean brightness of the clean one; see :func:`psnr_gt_mean`."""
     return ssim_rgb(match_mean(img, img2), img2, crop_border)
 
 
 def fid(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower',
         min_images: int = MIN_IMAGES['fid']) -> Share:
-    """Frechet Inception distance of a set to its ground truth (Heusel et al., arXiv 1706.08500): an image's share.
+    """An image's share in the Frechet Inception distance of its set to the clean one (Heusel et al., arXiv 1706.08500).
 
-    Sets of less than ``min_images`` are refused. Raises OptionError if torch-fidelity or its weights are missing.
+    Sets of fewer than ``min_images`` are refused. Raises OptionError if torch-fidelity or its weights are missing.
     """
     return share('fid', _crop(img, crop_border), _crop(img2, crop_border), min_images)
 
 
 def kid(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower',
         min_images: int = MIN_IMAGES['kid']) -> Share:
-    """Kernel Inception distance (Binkowski et al., arXiv 1801.01401), with its cubic kernel; see :func:`fid`."""
+    """Kernel Inception distance with its cubic kernel (Binkowski et al., arXiv 1801.01401); see :func:`fid`."""
     return share('kid', _crop(img, crop_border), _crop(img2, crop_border), min_images)
 
 
@@ -92,9 +92,9 @@ def lpips(img: Image, img2: Image, crop_border: int = 0, better: str = 'lower') 
 
 def pyiqa_score(img: Image, img2: Image | None = None, metric: str = 'musiq', crop_border: int = 0,
                 better: str = 'higher') -> float:
-    """Any measure that pyiqa knows, such as musiq, maniqa, clipiqa, niqe or dists; see ``pyiqa ls``.
+    """Any measure of pyiqa, such as musiq, maniqa, clipiqa, niqe or dists; see ``pyiqa ls``.
 
-    Without ``img2`` for measures that need no ground truth.
+    Measures that need no ground truth ignore ``img2``.
 
     Raises:
         OptionError: pyiqa or the weights of the measure cannot be loaded, or it does not know ``metric``.
@@ -108,7 +108,7 @@ def pyiqa_score(img: Image, img2: Image | None = None, metric: str = 'musiq', cr
 
 @cache
 def pyiqa_measure(metric: str) -> Any:
-    """A measure of pyiqa, loaded once.
+    """Return a measure of pyiqa, loaded once.
 
     Raises:
         OptionError: pyiqa or the weights of the measure cannot be loaded, or it does not know ``metric``.
@@ -124,21 +124,16 @@ def pyiqa_measure(metric: str) -> Any:
     try:
         return pyiqa.create_metric(metric, device=_device())
     except Exception as error:
-        # pyiqa fetches weights at this point, with whatever its many download routes raise.
+        # pyiqa downloads weights here, and its various download routes may raise anything.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OptionError(f'metric {metric!r}: pyiqa could not load it: {reason}. Without a network, fetch the '
-                          'files named above elsewhere and put them where it says, or remove the metric.') from None
+        raise OptionError(f'metric {metric!r}: pyiqa could not load it: {reason}. Without a network, download '
+                          'the files named above elsewhere and put them where it says, or remove the metric.') from None
 
 
 def check_protocol(name: str, options: Mapping[str, Any]) -> None:
-    """Check what can go wrong with what other packages measure: it must load, and ``better`` be its direction.
+    """Raise OptionError if a metric of another package cannot be loaded, or ``better`` is not its direction.
 
-    Args:
-        name: Any registered metric.
-        options: Its other keys.
-
-    Raises:
-        OptionError: See above.
+    ``name`` is any registered metric, and ``options`` are the other keys of its block.
     """
     if name in MIN_IMAGES:
         check_int('min_images', options.get('min_images', MIN_IMAGES[name]), 2)
@@ -154,12 +149,12 @@ def check_protocol(name: str, options: Mapping[str, Any]) -> None:
 
 
 def matlab_y(image: Image) -> Image:
-    """BGR uint8, (H, W, 3) -> luma of ITU-R BT.601 from 16 to 235, rounded to uint8 as MATLAB does; (H, W)."""
+    """Convert BGR uint8, (H, W, 3), to the luma of ITU-R BT.601, (H, W), 16 to 235, rounded to uint8 as in MATLAB."""
     return np.floor(image @ np.array([24.966, 128.553, 65.481]) / 255 + 16.5).astype(np.uint8)
 
 
 def match_mean(image: Image, reference: Image) -> NDArray[np.float64]:
-    """Scale ``image`` to the mean gray value of ``reference``, clipped to [0, 255] and not rounded."""
+    """Scale ``image`` to the mean gray value of ``reference``; clip to [0, 255] without rounding."""
     means = [cv2.cvtColor(each, cv2.COLOR_BGR2GRAY).mean() for each in (reference, image)]
     return np.clip(image * (means[0] / max(means[1], 1e-6)), 0, 255)
 

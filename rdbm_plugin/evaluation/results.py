@@ -1,4 +1,4 @@
-"""Scores of a test: image by image, their means, and the files that they are written to."""
+"""Scores of a test: per image, their means, and the files with both."""
 import csv
 import json
 import math
@@ -22,7 +22,7 @@ PACKAGES = ('rdbm_plugin', 'basicsr', 'torch', 'torchvision', 'numpy', 'opencv-p
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What one image gave: by each metric the score of restoration and input, or its share in a measure of the set.
+    """Scores of a restored image and its input by each metric, or its share in a measure of the set.
 
     ``seconds`` is the wall time of the restoration, ``image`` the name within the data set.
     """
@@ -39,7 +39,7 @@ class ImageScore:
 class SetScore:
     """Means over the images of one data set, or over data sets.
 
-    ``seconds`` is the median over the images, which one slow first image does not move.
+    ``seconds`` is the median over the images, which a slow first image does not affect.
     """
 
     images: int
@@ -50,7 +50,7 @@ class SetScore:
 
     @classmethod
     def of(cls, scores: 'Sequence[ImageScore | SetScore]') -> 'SetScore':
-        """Of the images of a set, or of sets, each of which counts the same however many images it has."""
+        """Average over the images of a set, or over sets, which count equally whatever their numbers of images."""
         middle = np.median if isinstance(scores[0], ImageScore) else np.mean
         return cls(sum(each.images for each in scores), _joint([each.restored for each in scores]),
                    _joint([each.degraded for each in scores]), float(middle([each.seconds for each in scores])),
@@ -63,12 +63,12 @@ def _joint(scores: Sequence[Mapping[str, float | Share]]) -> dict[str, float]:
 
 
 def with_average(sets: Mapping[str, SetScore]) -> dict[str, SetScore]:
-    """The sets, and ``average`` after them if there are several."""
+    """Return the sets, followed by their ``average`` if there are several."""
     return {**sets, **({'average': SetScore.of([*sets.values()])} if len(sets) > 1 else {})}
 
 
 def digits(values: Iterable[float]) -> int:
-    """Decimals to print: 2 for values like PSNR, 4 for values like SSIM."""
+    """Return the number of decimals to print: 2 for values such as PSNR, 4 for values such as SSIM."""
     return 2 if max((abs(value) for value in values if math.isfinite(value)), default=0) >= 2 else 4
 
 
@@ -77,7 +77,7 @@ def _titles(metrics: Sequence[str]) -> list[str]:
 
 
 def summary(sets: Mapping[str, SetScore]) -> Table:
-    """Heading and one row a set; for each metric the score of the degraded and of the restored images."""
+    """Return a heading and one row per set, with the scores of degraded and restored images by each metric."""
     rows = with_average(sets)
     metrics = list(next(iter(rows.values())).restored)
     table = [['set', 'images', *_titles(metrics), 's/image', 'evaluations']]
@@ -90,13 +90,13 @@ def summary(sets: Mapping[str, SetScore]) -> Table:
 
 
 def aligned(table: Table) -> str:
-    """A table for the console; the first column to the left, the others to the right."""
+    """Format a table for the console, with the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table)]
     return '\n'.join('  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
 
 
 def gain_table(sets: Mapping[str, SetScore], metric: str) -> str:
-    """Degraded, restored and gain of each set and of their average, for the console."""
+    """Format the degraded and restored scores and the gain of each set and of their average, for the console."""
     rows = with_average(sets)
     places = digits(each.restored[metric] for each in rows.values())
     table = [[metric, 'degraded', 'restored', 'gain', 'images']]
@@ -108,13 +108,13 @@ def gain_table(sets: Mapping[str, SetScore], metric: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table as GitHub shows it; the first column is text, the others are numbers."""
+    """Format a table in GitHub's Markdown; the first column is text, the others are numbers."""
     rule = ['---', *['---:'] * (len(table[0]) - 1)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (table[0], rule, *table[1:])) + '\n'
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Rows to a file."""
+    """Write rows to a CSV file."""
     with path.open('w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows(rows)
 
@@ -122,7 +122,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 def write_results(folder: Path, images: Mapping[str, Sequence[ImageScore]], opt: Mapping[str, Any]) -> None:
     """Write ``table.csv``, ``table.md``, ``images.csv``, ``options.yml`` and ``results.json`` into a folder.
 
-    ``images`` is data set -> scores of its images, ``opt`` what they were made with.
+    ``images`` is data set -> scores of its images, ``opt`` the options of the test.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sets = {name: SetScore.of(scores) for name, scores in images.items()}
@@ -143,7 +143,7 @@ def write_results(folder: Path, images: Mapping[str, Sequence[ImageScore]], opt:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that scores depend on; what is not installed is left out."""
+    """Return the versions of Python, the platform and every installed package that scores depend on."""
     found = {'python': platform.python_version(), 'platform': platform.platform()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -152,7 +152,7 @@ def versions() -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """Options as JSON and YAML can hold them; an infinite score becomes text."""
+    """Convert options to types that JSON and YAML can hold; infinite scores become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -11,25 +11,25 @@ from rdbm_plugin.evaluation.set_measures import MIN_IMAGES, Share, check_images
 
 
 def image_name(data: Mapping[str, Any]) -> str:
-    """What a test image is called within its set, from a batch of one."""
+    """Return the name of a test image within its set, from a batch of one."""
     return data['name'][0] if 'name' in data else Path(data['lq_path'][0]).stem
 
 
 def scores(image: Picture, clean: Picture | None, metrics: Mapping[str, Mapping[str, Any]] | None,
            dataset: str) -> dict[str, float | Share]:
-    """Score of one image by each metric, or its share in a measure of its set.
+    """Return the score of one image by each metric, or its share in a measure of its set.
 
     Args:
         image: BGR, (H, W, 3).
-        clean: The same, or None where there is no ground truth; OptionError if a metric needs it.
+        clean: The clean image in the same form, or None without ground truth; OptionError if a metric needs it.
         metrics: The block ``val: metrics:``.
-        dataset: Name for the error.
+        dataset: Name of the data set, for the error.
     """
     found = {}
     for name, options in (metrics or {}).items():
         if clean is None and needs_clean(options['type']):
-            raise OptionError(f'datasets: {dataset}: val: metrics: {name}: needs ground truth, which this data set has '
-                              'not; use a paired data set, or metrics without it (calculate_niqe, pyiqa_score).')
+            raise OptionError(f'datasets: {dataset}: val: metrics: {name}: needs ground truth, which this data set '
+                              'lacks; use a paired data set, or other metrics (calculate_niqe, pyiqa_score).')
         arguments = metric_arguments(options['type'], options, image, clean)
         score = registered('METRIC')[options['type']](**arguments)
         found[name] = score if isinstance(score, Share) else float(score)

@@ -1,6 +1,6 @@
-"""FID and KID, one number of a whole set, by torch-fidelity. Needs torch, and torch-fidelity where they are asked for.
+"""FID and KID, one number per set, by torch-fidelity. Needs torch; torch-fidelity is needed only to compute them.
 
-Each picture gives a :class:`Share`, which stands among its scores; :func:`combined` makes the number of those of a set.
+Each picture has a :class:`Share` among its scores; :func:`combined` computes the measure from the shares of a set.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from rdbm_plugin.archs.checkpoint import read_safely
 from rdbm_plugin.config.options import OptionError
 
 MIN_IMAGES = {'fid': 2049, 'kid': 100}
-"""Images that a set must have, unless ``min_images`` says otherwise.
+"""Minimum number of images in a set, unless ``min_images`` says otherwise.
 
-FID needs a covariance of 2048 features, which has full rank from 2049 images on (https://github.com/bioinf-jku/TTUR),
-and its bias differs with number and method (Chong and Forsyth, arXiv 1911.07023). KID has no bias, but spreads the more
-the fewer there are; 100 is the smallest set that papers on restoration commonly report (Rain100).
+FID needs the covariance of 2048 features, which has full rank from 2049 images on (https://github.com/bioinf-jku/TTUR),
+and its bias depends on the number of images and the method (Chong and Forsyth, arXiv 1911.07023). KID is unbiased, but
+varies more with fewer images; 100 is the smallest set that papers on restoration commonly report (Rain100).
 """
 
 KID_SUBSET = 1000
-"""Images in each of the 100 random subsets that KID is averaged over, as its authors do; smaller sets are one."""
+"""Images in each of the 100 random subsets over which KID's authors average; a smaller set is a single subset."""
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one image gives to a measure of its set: features of Inception, (2048,) float32 each."""
+    """The contribution of one image to a measure of its set: Inception features, (2048,) float32 each."""
 
     measure: str
     min_images: int
@@ -38,17 +38,17 @@ class Share:
     clean: Tensor
 
     def __radd__(self, other: object) -> NoReturn:
-        # BasicSR's own models add up what a metric gives.
+        # BasicSR's own models sum the values of a metric.
         raise OptionError(f'val: metrics: {self.measure} measures a whole set, but this model takes the mean over '
                           'images; use "rdbm compare", or remove the metric.')
 
 
 def share(measure: str, image: NDArray[np.uint8], clean: NDArray[np.uint8], min_images: int) -> Share:
-    """Of a restored and a clean image, BGR, (H, W, 3)."""
+    """Return the share of a restored and a clean image, BGR, (H, W, 3)."""
     return Share(measure, min_images, *(_features(each.tobytes(), len(each)) for each in (image, clean)))
 
 
-# A clean image and the latest other one: method after method is compared with it, by FID and KID.
+# Holds a clean image and the latest restored one, because FID and KID compare every method with the same clean image.
 @lru_cache(maxsize=2)
 def _features(image: bytes, height: int) -> Tensor:
     rgb = np.frombuffer(image, np.uint8).reshape(1, height, -1, 3)[..., ::-1].transpose(0, 3, 1, 2)
@@ -59,7 +59,7 @@ def _features(image: bytes, height: int) -> Tensor:
 
 @cache
 def inception() -> tuple[Any, str]:
-    """The Inception of 2015 that FID is defined by, as torch-fidelity has it, and its device."""
+    """Return the Inception of 2015 that defines FID, from torch-fidelity, and its device."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
         from torch_fidelity.utils import create_feature_extractor
@@ -74,7 +74,7 @@ def inception() -> tuple[Any, str]:
         except OSError as error:
             raise OptionError(f'FID and KID need weights of Inception, which could not be downloaded ({error}). '
                               f'Fetch {url} and put it at {weights}, or remove the metric.') from None
-    # torch-fidelity itself would run what the pickle holds.
+    # torch-fidelity itself would execute code in the pickle.
     read_safely(weights)
     cuda = torch.cuda.is_available()
     return create_feature_extractor('inception-v3-compat', ['2048'], cuda, verbose=False,
@@ -82,7 +82,7 @@ def inception() -> tuple[Any, str]:
 
 
 def of_images(scores: Mapping[str, float | Share]) -> dict[str, float]:
-    """The scores that an image has by itself."""
+    """Return the scores of a single image, without its shares in measures of the set."""
     return {metric: score for metric, score in scores.items() if not isinstance(score, Share)}
 
 
@@ -95,11 +95,11 @@ def check_images(measure: str, images: int, least: int, where: str) -> None:
 
 
 def combined(scores: Sequence[float | Share]) -> float:
-    """The mean over images or sets, or the measure of a set, if it is large enough, by the shares of its images."""
+    """Return the mean over images or sets, or the measure of a set from its shares; refuse sets that are too small."""
     return _of_set(tuple(scores)) if isinstance(scores[0], Share) else float(np.mean(scores))
 
 
-# The log, the tables and the best score so far ask for the same set.
+# The log, the tables and the best score so far request the same set.
 @lru_cache(maxsize=64)
 def _of_set(shares: tuple[Share, ...]) -> float:
     from torch_fidelity import metric_fid, metric_kid

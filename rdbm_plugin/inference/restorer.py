@@ -1,4 +1,4 @@
-"""Restoring images with trained weights, in three lines. BasicSR is needed only for networks that are not ours.
+"""Restore images with trained weights, in three lines. Only networks of BasicSR need BasicSR.
 
 ::
 
@@ -8,6 +8,7 @@
 """
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from rdbm_plugin.samplers.sampler import Network, Sampler
 Picture = TypeVar('Picture', NDArray[Any], Tensor)
 
 NETWORKS = {'RDBMUNet': RDBMUNet, 'ConditionalUNet': ConditionalUNet}
-"""Those that need no BasicSR."""
+"""The networks that do not need BasicSR."""
 DTYPES = {'float32': torch.float32, **HALVES}
 
 
@@ -39,23 +40,23 @@ class Restorer:
     """Restores degraded images with a trained network.
 
     Args:
-        checkpoint: Weights of a training run, or the folder of its experiment: the best network in it, else the
-            newest; ``shipped``, the default, or None: those that come with the package.
-        opt: Option file of that run; default: the one beside the checkpoint or in the folder of its experiment, where
-            BasicSR copies it, else what the checkpoint holds itself.
-        param_key: Weights to take from the file, ``params_ema`` or ``params``.
+        checkpoint: Weights of a training run, or the folder of its experiment, which stands for its best network, or
+            else its newest. ``shipped`` or None: the weights that come with the package.
+        opt: Option file of that run. Default: the one beside the checkpoint or in the folder of its experiment, where
+            BasicSR copies it, else the options stored in the checkpoint.
+        param_key: Weights to load from the file, ``params_ema`` or ``params``.
         steps: Network evaluations; default: as in the option file.
         solver: See :class:`BridgeSampler`; default: as in the option file.
-        tile: Side of the tiles that large images are cut into, in pixels; ``auto``: what ``memory`` allows; 0: never.
-        overlap: Of neighbouring tiles, in pixels.
-        memory: GiB that one evaluation may take, for ``tile='auto'``; default: 1 on a CPU, half of what is free on a
-            GPU.
+        tile: Side in pixels of the tiles for large images; ``auto``: as large as ``memory`` allows; 0: no tiles.
+        overlap: Overlap of neighbouring tiles, in pixels.
+        memory: GiB that one evaluation may take, for ``tile='auto'``. Default: 1 on a CPU, half of the free memory on
+            a GPU.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``float32``, ``bf16`` or ``fp16``: precision of the network.
-        other_bridge: Allow an ``opt`` whose bridge is not the one that the network was trained with.
+        dtype: Precision of the network: ``float32``, ``bf16`` or ``fp16``.
+        other_bridge: Allow an ``opt`` whose bridge differs from the one that the network was trained with.
 
     Raises:
-        OptionError: Naming the argument, file or key, what was found and what is expected.
+        OptionError: The message names the argument, file or key, what was found and what is expected.
     """
 
     def __init__(self, checkpoint: str | Path | None = 'shipped', opt: str | Path | None = None, *,
@@ -87,14 +88,15 @@ class Restorer:
         Args:
             image: numpy (H, W) or (H, W, 3), RGB, uint8, uint16 or float in [0, 1]; or a float tensor (3, H, W) or
                 (N, 3, H, W) in [0, 1].
-            seed: Of the noise, where the sampler adds any; of a batch that of the first, or one for each.
-            progress: Called after each tile of each evaluation with the share that is done, from 0 to 1.
+            seed: Seed of the noise, if the sampler adds any. For a batch: the seed of the first image, increased by 1
+                for each further one, or a sequence with one seed per image.
+            progress: Called after each tile of each evaluation with the finished share of the work, from 0 to 1.
 
         Returns:
-            The restored image, of the type, shape, dtype and device of ``image``.
+            The restored image, with the type, shape, dtype and device of ``image``.
 
         Raises:
-            OptionError: The image is of another form.
+            OptionError: The image has another form.
         """
         if isinstance(image, Tensor):
             if image.dim() not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
@@ -115,11 +117,11 @@ class Restorer:
 
     @torch.inference_mode()
     def _restore(self, lq: Tensor, seed: int | Sequence[int], progress: Callable[[float], None] | None) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> the same, on the CPU."""
+        """Restore (N, 3, H, W) in [0, 1]; the result is on the CPU."""
         if not lq.numel() or not bool(lq.isfinite().all()) or float(lq.abs().max()) > 2:
-            raise OptionError(f'image: found {"values" if lq.numel() else "no pixels"} in shape {tuple(lq.shape)} '
-                              + (f'from {float(lq.min()):g} to {float(lq.max()):g}; ' if lq.numel() else '; ')
-                              + 'expected finite floats in [0, 1], or uint8 or uint16 arrays.')
+            found = f'values from {float(lq.min()):g} to {float(lq.max()):g}' if lq.numel() else 'no pixels'
+            raise OptionError(f'image: found {found} in shape {tuple(lq.shape)}; expected finite floats in [0, 1], or '
+                              'uint8 or uint16 arrays.')
         lq = lq.to(self.device)
         seeds = [seed + i for i in range(len(lq))] if isinstance(seed, int) else list(seed)
         longest = max(lq.shape[-2:])
@@ -134,7 +136,7 @@ class Restorer:
                     raise
             if self.device.type == 'cuda':
                 torch.cuda.empty_cache()
-            warnings.warn(f'Out of memory; going on with tiles of {side} pixels.', stacklevel=3)
+            warnings.warn(f'Out of memory; retrying with tiles of {side} pixels.', stacklevel=3)
             self.tile = side
 
     def _network(self, side: int, progress: Callable[[float], None] | None) -> Network:
@@ -156,10 +158,10 @@ class Restorer:
 
 
 def build_parts(options: Mapping[str, Any], sampler: Mapping[str, Any] | None = None) -> tuple[nn.Module, Sampler]:
-    """The untrained network and the sampler of the content of an option file; ``sampler`` changes the latter's block.
+    """Build the untrained network and the sampler from the content of an option file, with changes to the sampler.
 
     Raises:
-        OptionError: Naming the key, what was found and what is expected.
+        OptionError: The message names the key, what was found and what is expected.
     """
     network, bridge = options.get('network_g'), options.get('bridge')
     built = build_bridge(bridge, _registered('BRIDGE', BRIDGES, bridge))
@@ -169,20 +171,17 @@ def build_parts(options: Mapping[str, Any], sampler: Mapping[str, Any] | None = 
 
 
 def _registered(registry: str, ours: Mapping[str, Any], block: Any) -> Mapping[str, Any]:
-    """What of the name may be built: ours, or all that BasicSR knows if the block names something else."""
+    """Return our types, or all types that BasicSR knows if the block names another one."""
     name = block.get('type') if isinstance(block, Mapping) else None
-    if name is None or name in ours:
-        return ours
-    try:
-        return of_basicsr(registry) or ours
-    except (ImportError, OptionError):
-        return ours
+    if name is not None and name not in ours:
+        with suppress(ImportError, OptionError):
+            return of_basicsr(registry) or ours
+    return ours
 
 
 def _device(name: str) -> torch.device:
     if name == 'auto':
-        mps = getattr(torch.backends, 'mps', None)
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if mps and mps.is_available() else 'cpu'
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -1,7 +1,8 @@
-"""Networks that see large images tile by tile. Needs torch only."""
+"""Evaluate networks on large images tile by tile. Needs torch only."""
+import itertools
 import math
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +10,31 @@ from torch import Tensor, nn
 from rdbm_plugin.config.options import check_int
 
 SMALLEST = 64
-"""Tiles are never made smaller than this."""
+"""Smallest side of a tile, in pixels."""
 GRID = 16
-"""Tiles begin and end at multiples of this, so that networks halve the same pixels as in the whole image."""
+"""Tiles start and end at multiples of this, so that networks downsample the same pixels as in the whole image."""
 OVERLAP = 64
-"""Of neighbouring tiles, where nothing else is said."""
+"""Default overlap of neighbouring tiles, in pixels."""
 CPU_BUDGET = 2.0**30
-"""Bytes that one evaluation may take on a CPU, where nothing else is said; on a GPU half of what is free."""
+"""Default memory for one evaluation on a CPU, in bytes; on a GPU it is half of the free memory."""
 CPU_TILE = 576
-"""The largest tile on a CPU, where nothing else is said. Memory for features of larger ones is taken anew from the
-system every time: a 2048x2048 image took three times as long whole (variant T)."""
+"""Default maximum tile on a CPU. Feature maps of larger ones are allocated anew from the system every time: a whole
+2048x2048 image took three times as long as its tiles (variant T)."""
 
 
 class TiledNetwork:
-    """A network that is evaluated on overlapping tiles, whose outputs are blended with smooth weights.
+    """Evaluates a network on overlapping tiles, and blends the outputs with smooth weights.
 
-    It takes the place of the network in a sampler, so that tiles are blended at every step: all of them go on from
-    one common state, which leaves no seams. Images that fit into one tile are passed on as they are.
+    It replaces the network in a sampler, so tiles are blended at every step. All tiles continue from a common state,
+    which leaves no seams. Images that fit into one tile go to the network unchanged.
 
-    A network with a method ``context(x_t, mu)`` gets in every tile what the whole image is like, as a fourth
-    argument, ``context``.
+    A network with a method ``context(x_t, mu)`` receives its result for the whole image with every tile, as the
+    argument ``context``.
 
     Args:
         network: Called as network(x_t, mu, t), images (N, C, H, W).
         tile: Height and width of the tiles in pixels, a multiple of GRID.
-        overlap: The least of neighbouring tiles, in pixels, at most half of ``tile``.
+        overlap: Minimum overlap of neighbouring tiles in pixels, at most half of ``tile``.
         progress: Called after each tile with its share of the evaluation.
 
     Raises:
@@ -49,14 +50,13 @@ class TiledNetwork:
 
     def __call__(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        height, width = mu.shape[-2:]
-        if max(height, width) <= self.tile:
+        if max(mu.shape[-2:]) <= self.tile:
             out = self.network(x_t, mu, t)
             self.progress(1.0)
             return out
         given = {'context': self.network.context(x_t, mu)} if hasattr(self.network, 'context') else {}
         out = torch.zeros_like(mu)
-        rows, columns = (blending(length, self.tile, self.overlap) for length in (height, width))
+        rows, columns = (blending(length, self.tile, self.overlap) for length in mu.shape[-2:])
         for (top, row), (left, column) in product(rows, columns):
             part = (..., slice(top, top + len(row)), slice(left, left + len(column)))
             out[part] += self.network(x_t[part], mu[part], t, **given) * (row[:, None] * column).to(mu)
@@ -65,56 +65,48 @@ class TiledNetwork:
 
 
 def blending(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
-    """Starts and weights of the tiles along one side; the weights of all tiles sum to 1 at every pixel.
+    """Return the starts and weights of the tiles along one side; all weights sum to 1 at every pixel.
 
-    There are as few tiles of at most ``tile`` pixels as there can be, and they are as small as that allows. They start
-    at multiples of GRID and are evenly spread; the last one ends where the image does. A weight rises and falls along
-    a squared sine over the middle half of the overlap.
+    The number of tiles of at most ``tile`` pixels is minimal, and so is their size for that number. Tiles start at
+    multiples of GRID and are evenly spread; the last one ends with the image. A weight rises and falls along a squared
+    sine over the middle half of the overlap.
     """
     if length <= tile:
         return [(0, torch.ones(length))]
     largest = tile // GRID
-    count = math.ceil((length - overlap) / (largest * GRID - overlap))
-    reach = None
-    while reach is None:
-        least = math.ceil((length + (count - 1) * overlap) / count / GRID)
-        reach = next((each * GRID for each in range(least, largest + 1)
-                      if _evenly_spread(length, each * GRID, overlap, count)), None)
-        count += reach is None
-    starts = _evenly_spread(length, reach, overlap, count)
-    ends = [min(start + reach, length) for start in starts]
+    fewest = math.ceil((length - overlap) / (largest * GRID - overlap))
+    layouts = ((side * GRID, _evenly_spread(length, side * GRID, overlap, count)) for count in itertools.count(fewest)
+               for side in range(math.ceil((length + (count - 1) * overlap) / count / GRID), largest + 1))
+    reach, starts = next((reach, starts) for reach, starts in layouts if starts)
+    spans = [slice(start, min(start + reach, length)) for start in starts]
+    weights = [torch.ones(span.stop - span.start) for span in spans]
+    for (left, right), (before, after) in zip(pairwise(weights), pairwise(spans)):
+        ramp = _ramp(before.stop - after.start)
+        left[len(left) - len(ramp):] *= ramp.flip(0)
+        right[:len(ramp)] *= ramp
     total = torch.zeros(length)
-    weights = []
-    for i, (start, end) in enumerate(zip(starts, ends)):
-        weight = torch.ones(end - start)
-        if i > 0:
-            shared = ends[i - 1] - start
-            weight[:shared] *= _ramp(shared)
-        if i < count - 1:
-            shared = end - starts[i + 1]
-            weight[len(weight) - shared:] *= _ramp(shared).flip(0)
-        weights.append(weight)
-        total[start:end] += weight
-    return [(start, weight / total[start:end]) for start, end, weight in zip(starts, ends, weights)]
+    for span, weight in zip(spans, weights):
+        total[span] += weight
+    return [(span.start, weight / total[span]) for span, weight in zip(spans, weights)]
 
 
 def _evenly_spread(length: int, reach: int, overlap: int, count: int) -> list[int]:
-    """Starts of ``count`` tiles of ``reach`` pixels; empty if they do not overlap enough."""
+    """Return the starts of ``count`` tiles of ``reach`` pixels, or an empty list if they do not overlap enough."""
     starts = [round(i * (length - reach) / (count - 1) / GRID) * GRID for i in range(count)]
     starts[-1] = math.ceil((length - reach) / GRID) * GRID
-    return starts if all(a + reach - b >= overlap for a, b in zip(starts, starts[1:])) else []
+    return starts if all(a + reach - b >= overlap for a, b in pairwise(starts)) else []
 
 
 def _ramp(length: int) -> Tensor:
-    """0 to 1 over the middle half: what is nearer to the edge of a tile lacks too much of its surroundings."""
+    """Rise from 0 to 1 over the middle half; pixels nearer to the edge of a tile lack too much of their context."""
     place = 2 * (torch.arange(length) + 0.5) / max(length, 1) - 0.5
     return torch.sin(place.clamp(0, 1) * math.pi / 2).square()
 
 
 def bytes_per_pixel(network: nn.Module) -> float:
-    """About how much memory one evaluation takes, in bytes a pixel of the tile, from a trial on 128x128 pixels.
+    """Estimate the memory of one evaluation, in bytes per pixel of the tile, from a trial on 128x128 pixels.
 
-    It counts what the layers with the largest inputs and outputs hold at once, and what waits for the way up.
+    The estimate counts what the layers with the largest inputs and outputs hold at once, and the skip connections.
     """
     largest, kept = 0, 0
 
@@ -138,12 +130,12 @@ def bytes_per_pixel(network: nn.Module) -> float:
 
 
 def tile_for(network: nn.Module, budget: float | None = None) -> int:
-    """The largest tile, a multiple of 32 and at least SMALLEST, whose evaluation takes about ``budget`` bytes or less.
+    """Return the largest tile whose evaluation takes about ``budget`` bytes: a multiple of 32, at least SMALLEST.
 
     Args:
-        network: On the device where it will be used.
-        budget: Default: CPU_BUDGET but no larger a tile than CPU_TILE, or half of the free memory of the GPU that the
-            network is on.
+        network: The network, on the device where it will be used.
+        budget: Default: half of the free memory of the GPU that the network is on; on a CPU CPU_BUDGET, with tiles of
+            at most CPU_TILE.
     """
     device = next(network.parameters()).device
     largest = CPU_TILE if budget is None and device.type == 'cpu' else math.inf
@@ -154,12 +146,12 @@ def tile_for(network: nn.Module, budget: float | None = None) -> int:
 
 
 def tiled(network: Callable[..., Tensor], tile: int | None, overlap: int = OVERLAP) -> Callable[..., Tensor]:
-    """The network itself if ``tile`` is None or 0, else on tiles of that size.
+    """Return the network itself if ``tile`` is None or 0, else the network on tiles of that size.
 
     Args:
         network: See :class:`TiledNetwork`.
-        tile: Pixels.
-        overlap: Pixels; cut to half of a tile.
+        tile: Side of a tile in pixels.
+        overlap: Minimum overlap in pixels; reduced to half of a tile if larger.
 
     Raises:
         OptionError: ``tile`` or ``overlap`` is out of its range.

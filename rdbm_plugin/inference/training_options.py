@@ -1,4 +1,4 @@
-"""The option file that a checkpoint was trained with, and whether other options fit it. Needs torch only."""
+"""Find the option file that a checkpoint was trained with, and check other options against it. Needs torch only."""
 from collections.abc import Mapping
 from copy import deepcopy
 from inspect import signature
@@ -12,7 +12,7 @@ from rdbm_plugin.config.options import OptionError, check_number
 
 
 def find_options(checkpoint: Path) -> Path:
-    """The option file of a checkpoint: beside it under its name, or in the folder of its experiment.
+    """Return the option file of a checkpoint: beside it under its name, or in the folder of its experiment.
 
     Raises:
         OptionError: There is none, or several.
@@ -22,43 +22,42 @@ def find_options(checkpoint: Path) -> Path:
         return beside
     found = sorted(checkpoint.parent.parent.glob('*.yml')) if checkpoint.parent.name == 'models' else []
     if len(found) != 1:
-        names = f'found {", ".join(path.name for path in found)}' if found else 'found none'
-        raise OptionError(f'opt: {names} for {checkpoint}; name the option file it was trained with (--opt).')
+        names = ', '.join(path.name for path in found) or 'none'
+        raise OptionError(f'opt: found {names} for {checkpoint}; name the option file of its training (--opt).')
     return found[0]
 
 
 def running_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of what in the content of an option file a trained network is run with: network, bridge and sampler."""
+    """Copy from the content of an option file what running a trained network needs: network, bridge and sampler."""
     sampler = (options.get('val') or {}).get('sampler')
-    # Code bases take blocks apart when they build from them.
+    # Code bases modify blocks when they build from them.
     return deepcopy({'network_g': options['network_g'], 'bridge': options.get('bridge'), 'val': {'sampler': sampler}})
 
 
 def options_of(checkpoint: Path, opt: str | Path | None = None) -> dict[str, Any]:
-    """:func:`running_options` of ``opt`` if given, else of a checkpoint's option file, else those that it holds itself.
+    """Return :func:`running_options` of ``opt`` if given, else of a checkpoint's option file, else those stored in it.
 
     Raises:
-        OptionError: There are none, or the file is damaged.
+        OptionError: There are no options, or the file is damaged.
     """
     try:
         file = opt or find_options(checkpoint)
     except OptionError:
-        held = read_options(checkpoint)
-        if held is None:
-            raise
-        return held
+        if (stored := read_options(checkpoint)) is not None:
+            return stored
+        raise
     return running_options(read_option_file(file, plugins=False, needed=('network_g',)))
 
 
 def check_trained_bridge(checkpoint: Path, bridge: Any, instead: str) -> None:
-    """Raise OptionError if a ``bridge:`` block is not that of the option file which a checkpoint was trained with.
+    """Raise OptionError if a ``bridge:`` block differs from that in the training option file of a checkpoint.
 
-    A network gives nonsense on states of another bridge. Nothing is checked where no option file is found.
+    A network's output is meaningless on states of another bridge. Without an option file, nothing is checked.
 
     Args:
-        checkpoint: Of the network.
+        checkpoint: Checkpoint of the network.
         bridge: The block.
-        instead: What allows it all the same, for the message.
+        instead: What allows the other bridge nevertheless, for the message.
     """
     try:
         file = find_options(checkpoint)
@@ -70,8 +69,8 @@ def check_trained_bridge(checkpoint: Path, bridge: Any, instead: str) -> None:
         was, found = (block.get(key) for block in blocks)
         if was != found and not _same_number(was, found):
             raise OptionError(f'bridge: {key}: found {found!r}, but {checkpoint.name} was trained with {was!r} '
-                              f'({file}); its network gives nonsense with another bridge. Take the block from that '
-                              f'file, or allow it by {instead}.')
+                              f'({file}); the network does not work with another bridge. Copy the block from that '
+                              f'file, or allow the difference with {instead}.')
 
 
 _DEFAULTS = {'type': 'ResidualBridge', **{

@@ -62,8 +62,8 @@ def test_sound_file_passes(sound, doctor):
     assert status == 0
     told = [line for line in findings if line.startswith(('error', 'warning', 'note'))]
     assert not [line for line in told if not line.startswith('note codebase')], told
-    assert any('datasets: train: derain: 4 pairs looked at' in line for line in findings)
-    assert any('datasets: val: derain: 2 pairs looked at' in line for line in findings)
+    assert any('datasets: train: derain: 4 pairs checked' in line for line in findings)
+    assert any('datasets: val: derain: 2 pairs checked' in line for line in findings)
 
 
 def image(name, picture):
@@ -151,7 +151,7 @@ ERRORS = {
     'cpu prefetch': (option('datasets:train', {
         'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': 'train/gt', 'gt_size': 8,
         'num_worker_per_gpu': 0, 'prefetch_mode': 'cpu', 'batch_size_per_gpu': 5}),
-                     ['prefetch_mode: cpu', 'use workers']),
+                     ['prefetch_mode: found cpu', 'at least one worker']),
     'no val block': (option('val', None), ['val: missing or empty', 'validation sets']),
 }
 
@@ -220,7 +220,7 @@ def test_clean_images_of_synthetic_data_are_examined(sound, doctor, tmp_path):
         'num_worker_per_gpu': 1, 'batch_size_per_gpu': 5}
     status, findings = doctor(sound)
     assert status == 0
-    assert any('6 clean images, 4 files looked at' in line for line in findings)
+    assert any('6 clean images, 4 files checked' in line for line in findings)
     assert any(line.startswith('warning') and '4 images are smaller than gt_size 48 and will be enlarged' in line
                for line in findings)
     reencode('train/gt/3.png', 'val/gt/0.png')(tmp_path, sound)
@@ -291,12 +291,12 @@ def test_lists_of_roots_are_taken_as_the_host_or_we_take_them(sound, doctor, tmp
     for path in (tmp_path / 'more').rglob('*.png'):
         cv2.imwrite(str(path), np.random.default_rng(len(str(path))).integers(0, 256, (40, 40, 3), np.uint8))
     status, findings = doctor(sound)
-    assert status == 0 and any('datasets: train: derain: 6 pairs looked at' in line for line in findings), findings
+    assert status == 0 and any('datasets: train: derain: 6 pairs checked' in line for line in findings), findings
     sound['datasets']['train'] = {
         'name': 'p', 'type': 'SyntheticUniversalDataset', 'dataroot_gt': ['train/gt', 'dead_leaves:2'], 'gt_size': 16,
         'num_worker_per_gpu': 1, 'batch_size_per_gpu': 5}
     status, findings = doctor(sound)
-    assert status == 0 and any('6 clean images, 4 files looked at' in line for line in findings), findings
+    assert status == 0 and any('6 clean images, 4 files checked' in line for line in findings), findings
     sound['datasets']['train'] = {
         'name': 'p', 'type': 'RealESRGANDataset', 'dataroot_gt': ['train/gt', 'nowhere'], 'num_worker_per_gpu': 1,
         'batch_size_per_gpu': 2}

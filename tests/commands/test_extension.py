@@ -42,7 +42,7 @@ def test_outside_bridge_and_sampler_train_through_an_option_file(tmp_path):
     del changes['val:sampler:steps']
     process = command('-m', 'rdbm_plugin', 'train', '-opt', 'own.yml', *forced(changes), cwd=tmp_path,
                       env={'PYTHONPATH': str(tmp_path)})
-    assert 'Validation, 1 network evaluations an image:' in process.stdout
+    assert 'Validation, 1 network evaluations per image:' in process.stdout
     process = command('-m', 'rdbm_plugin', 'train', '-opt', 'own.yml', *forced({**changes, 'bridge:widht': 1}),
                       cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, check=False)
     assert process.returncode == 2 and "unknown key 'widht'" in process.stdout and "'width'" in process.stdout

@@ -123,7 +123,7 @@ def test_a_folder_of_something_else_is_left_alone(folder, compared):
     (folder / 'mine/methods/rdbm').mkdir(parents=True)
     (folder / 'mine/methods/rdbm/thesis.txt').write_text('precious')
     process = compare(folder, 'rdbm.yml', '-o', 'mine', check=False)
-    assert process.returncode == 1 and 'holds something else' in process.stdout
+    assert process.returncode == 1 and 'holds files that are not from an earlier' in process.stdout
     assert (folder / 'mine/methods/rdbm/thesis.txt').read_text() == 'precious'
 
 
@@ -155,7 +155,7 @@ def test_of_finished_work_those_that_fit_are_compared_and_the_others_named(folde
     assert 'psnr: psnr_rgb' in printed and 'ssim: calculate_ssim (crop_border 0, test_y_channel True)' in printed
     found = json.loads((folder / 'partly/comparison.json').read_text(encoding='utf-8'))
     gaps = '\n'.join(found['left out']['theirs'])
-    for words in ('coffee.png: is 11x9, but its ground truth 64x64', 'no picture of dehaze/chelsea',
+    for words in ('coffee.png: is 11x9, but its ground truth is 64x64', 'no picture of dehaze/chelsea',
                   'no picture of dehaze/coffee', '1 pictures belong to no test image: derain/IMG_1.png'):
         assert words in gaps
     by_name = {row['method']: row['sets'] for row in found['rows']}

@@ -129,7 +129,7 @@ def test_out_of_memory_halves_the_tile_and_says_so_once(monkeypatch, photos):
         return real(self, x_t, *rest, **told)
 
     monkeypatch.setattr(type(restore.network), 'forward', small_machine)
-    with pytest.warns(UserWarning, match='Out of memory; going on with tiles of') as caught:
+    with pytest.warns(UserWarning, match='Out of memory; retrying with tiles of') as caught:
         result = restore(image)
     assert psnr(result, expected) > 45 and len(caught) == 2  # 451 pixels, 225, 112
     sizes.clear()
@@ -175,7 +175,7 @@ def test_options_of_a_run_are_found_beside_its_checkpoint(tmp_path):
 def test_the_folder_of_an_experiment_stands_for_its_best_network_else_its_newest(tmp_path):
     models = tmp_path / 'run/models'
     models.mkdir(parents=True)
-    with pytest.raises(OptionError, match=r'checkpoint: .*run: no net_g_best\.pth'):
+    with pytest.raises(OptionError, match=r'checkpoint: .*run: found no net_g_best\.pth'):
         Restorer(tmp_path / 'run')
     (models.parent / 'train.yml').write_text('network_g: {type: RDBMUNet, variant: T}\n', encoding='utf-8')
     weights = {'params': Restorer(device='cpu').network.state_dict()}
@@ -296,7 +296,8 @@ def bomb(path):
     ('zero.png', lambda path: path.write_bytes(b''), 'is empty'),
     ('cut.jpg', lambda path: path.write_bytes(write(path).read_bytes()[:-200]), 'is truncated'),
     ('text.png', lambda path: path.write_text('no image'), 'damaged or of another format'),
-    ('bomb.png', bomb, '120 megapixels, more than the limit of 100; raise it with --max-megapixels'),
+    ('bomb.png', bomb, '120 megapixels, more than the limit of 100; if this is intended, raise the limit with '
+                       '--max-megapixels'),
 ])
 def test_a_bad_file_is_named_and_the_others_are_restored(run, tmp_path, name, make, words):
     (tmp_path / 'in').mkdir()
@@ -357,7 +358,7 @@ def test_further_pages_are_not_lost_without_a_word(run, tmp_path, name):
     pages = [Image.new('RGB', (20, 30), colour) for colour in ('red', 'green', 'blue')]
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
     status, text = run(name, '-o', 'out')
-    assert status == 0 and f'{name}: has 3 pages or frames, of which the first alone is read' in text
+    assert status == 0 and f'{name}: has 3 pages or frames, but only the first is read' in text
 
 
 def sizes(folder):
