@@ -1,7 +1,7 @@
 """Residual Diffusion Bridge Model (RDBM, arXiv 2510.23116) as a plugin for BasicSR.
 
-``import rdbm_plugin`` loads nothing but this file. The names below are imported on first use, and
-need torch but not BasicSR; ``import rdbm_plugin.registration`` puts them in BasicSR's registries.
+``import rdbm_plugin`` loads only this file. The names below are imported on first use and need torch but not BasicSR;
+``import rdbm_plugin.registration`` adds them to BasicSR's registries.
 """
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ REGISTERED = {
         'pyiqa_score')),
     'MODEL': ('rdbm_plugin.models.rdbm_model:RDBMModel',),
 }
-"""BasicSR's registry -> 'module:name' of what the plugin registers there, beside all bridges and samplers."""
+"""BasicSR registry -> 'module:name' of each entry that the plugin adds, in addition to all bridges and samplers."""
 __all__ = ['BridgeSampler', 'OptionError', 'RDBMUNet', 'ResidualBridge', 'ResidualModulatedLoss', 'Restorer',
            '__version__', 'build_bridge']
 

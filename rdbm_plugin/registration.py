@@ -1,10 +1,10 @@
-"""Importing this module puts the plugin's classes into BasicSR's registries, and does nothing else.
+"""Importing this module adds the plugin's classes to BasicSR's registries, and does nothing else.
 
-An option file does it with one line, as BasicSR's YAML loader imports what the tag names::
+An option file does this with one line, because BasicSR's YAML loader imports what the tag names::
 
     plugin: !!python/name:rdbm_plugin.registration.__version__
 
-A fork without registries finds them by its scans, in the files that ``rdbm doctor --install-into`` writes.
+A fork without registries finds the classes by scanning the files that ``rdbm doctor --install-into`` writes.
 """
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,13 +20,12 @@ if lookup.has_registries():
     for _name in ('BRIDGE', 'SAMPLER'):
         if not hasattr(_registry, f'{_name}_REGISTRY'):
             setattr(_registry, f'{_name}_REGISTRY', _registry.Registry(_name.lower()))
-    BRIDGE_REGISTRY = _registry.BRIDGE_REGISTRY
-    SAMPLER_REGISTRY = _registry.SAMPLER_REGISTRY
+    BRIDGE_REGISTRY, SAMPLER_REGISTRY = _registry.BRIDGE_REGISTRY, _registry.SAMPLER_REGISTRY
     for _registry_name, _entries in lookup.REGISTERED.items():
         for _module, _name in (entry.split(':') for entry in _entries):
             if _name not in getattr(_registry, f'{_registry_name}_REGISTRY'):
                 getattr(_registry, f'{_registry_name}_REGISTRY').register(getattr(import_module(_module), _name))
     __all__ += ['BRIDGE_REGISTRY', 'SAMPLER_REGISTRY']
 elif find_spec('basicsr.models.rdbm_model') is None:
-    raise OptionError('plugin: this basicsr is a fork without registries; "rdbm doctor --install-into FOLDER", with '
-                      'the folder that basicsr/ lies in, lets it find the plugin.')
+    raise OptionError('plugin: this basicsr is a fork without registries and does not find the plugin; run "rdbm '
+                      'doctor --install-into FOLDER" with the folder that contains basicsr/.')

@@ -1,13 +1,14 @@
-"""Checkpoints of bridges for programs that load networks with spandrel, such as chaiNNer and ComfyUI.
+"""Loads bridge checkpoints in programs that use spandrel, such as chaiNNer and ComfyUI.
 
-Importing it registers them. Needs spandrel: ``pip install spandrel``::
+Importing this module registers the architecture with spandrel. Needs spandrel: ``pip install spandrel``::
 
     import spandrel
     import rdbm_plugin.spandrel
     model = spandrel.ModelLoader().load_from_file('net_g_latest.pth')
     restored = model(image)                  # (N, 3, H, W) in [0, 1], any size; float32, half or bfloat16
 
-The sampler is inside, with the evaluations of the option file, and so are tiles: the network knows the whole image.
+The model contains the sampler, with the number of evaluations of the option file. It also splits large images into
+tiles itself, because the network needs statistics of the whole image.
 """
 from functools import wraps
 from pathlib import Path
@@ -28,27 +29,27 @@ _OF_RDBMUNET = {'time_in.weight', 'context.near.0.weight', 'head.weight', 'tail.
 
 
 class BridgeArchitecture(spandrel.Architecture[nn.Module]):
-    """Networks of bridges, known by the options among their parameters; older ones of RDBMUNet are refused in words."""
+    """Bridge networks, detected by the options in their state; older RDBMUNet checkpoints are rejected with advice."""
 
     def __init__(self) -> None:
         super().__init__(id='RDBM', detect=lambda state: OPTIONS in state or state.keys() >= _OF_RDBMUNET)
 
     def load(self, state_dict: spandrel.StateDict) -> spandrel.ImageModelDescriptor[nn.Module]:
-        """The network with its sampler.
+        """Return the network with its sampler.
 
         Raises:
-            spandrel.UnsupportedModelError: There are no options.
+            spandrel.UnsupportedModelError: The state holds no options.
             OptionError: An option cannot be used.
-            RuntimeError: The parameters are not those of the network in the options.
+            RuntimeError: The parameters do not fit the network in the options.
         """
         options = options_in(state_dict)
         if options is None:
             raise spandrel.UnsupportedModelError(
-                'This checkpoint of rdbm_plugin does not say which bridge it was trained with, as those of older '
-                'versions. Put its option file beside it under the same name (net_g_latest.yml), or write one that '
-                'does: python scripts/model_conversion/convert_weights.py OLD.pth NEW.pth --opt OPTION_FILE')
+                'This checkpoint of an older rdbm_plugin does not say which bridge it was trained with. Put its option '
+                'file beside it under the same name (net_g_latest.yml), or write a checkpoint that contains the '
+                'options: python scripts/model_conversion/convert_weights.py OLD.pth NEW.pth --opt OPTION_FILE')
         network, sampler = build_parts(options)
-        # Whoever saves the network's state saves the options with it.
+        # Programs that save the network's state then save the options with it.
         network.register_buffer(OPTIONS, state_dict[OPTIONS])
         return spandrel.ImageModelDescriptor(
             network.to(memory_format=torch.channels_last).eval(), state_dict, self, purpose='Restoration',
@@ -58,7 +59,7 @@ class BridgeArchitecture(spandrel.Architecture[nn.Module]):
 
 
 def restore(network: nn.Module, sampler: Sampler, image: Tensor) -> Tensor:
-    """Restored images, (N, 3, H, W) in [0, 1], in the precision of ``network``; the sampler works in float32."""
+    """Return restored images, (N, 3, H, W) in [0, 1]; the network runs in its own precision, the sampler in float32."""
     dtype = next(network.parameters()).dtype
     lq = image.float().contiguous(memory_format=torch.channels_last)
     with working_in(dtype, image.device):
@@ -82,11 +83,11 @@ def _read_with_options(self: spandrel.ModelLoader, path: str | Path) -> spandrel
         older = OPTIONS not in state and state.keys() >= _OF_RDBMUNET
         return with_options(state, options_of(Path(path))) if older else state
     except OptionError:
-        # BridgeArchitecture.load says what is missing; parameters alone can be read all the same.
+        # BridgeArchitecture.load reports what is missing; the parameters themselves are readable.
         return state
 
 
-# Nothing else knows which file parameters are of. Those of other networks are passed on.
+# Only this method knows which file a state comes from. It returns the states of other networks unchanged.
 spandrel.ModelLoader.load_state_dict_from_file = _read_with_options
 spandrel.MAIN_REGISTRY.add(spandrel.ArchSupport.from_architecture(
     BridgeArchitecture(), before=tuple(each.architecture.id for each in spandrel.MAIN_REGISTRY)))

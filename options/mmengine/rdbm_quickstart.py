@@ -1,6 +1,6 @@
 # The quickstart under mmengine's Runner: five restoration tasks on the photos that come with scikit-image.
 #   python -m rdbm_plugin.mmengine options/mmengine/rdbm_quickstart.py
-# All that stands here can be changed on the command line, as in
+# Everything here can be changed on the command line, for example:
 #   --cfg-options train_cfg.max_iters=300 param_scheduler.T_max=300
 # ruff: noqa: C408
 iterations = 3000
@@ -20,7 +20,7 @@ model = dict(
 
 # Data ----------------------------------------------------------------------------------------------------------------
 train_dataloader = dict(
-    batch_size=14,  # a multiple of the length of tasks holds each equally often
+    batch_size=14,  # a multiple of the number of tasks balances each batch
     num_workers=1,
     sampler=dict(type='InfiniteSampler'),
     collate_fn=dict(type='default_collate'),
@@ -36,7 +36,7 @@ val_dataloader = dict(
 val_evaluator = [dict(type='rdbm_plugin.psnr_rgb')]  # any metric of the plugin or of BasicSR
 test_dataloader, test_evaluator = val_dataloader, val_evaluator
 
-load_from = None  # checkpoint to start from; with --resume: to go on from, instead of the last one
+load_from = None  # checkpoint to start from, or with --resume to resume instead of the last one
 
 # Training ------------------------------------------------------------------------------------------------------------
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=1500)
@@ -61,5 +61,5 @@ custom_hooks = [
 ]
 log_processor = dict(by_epoch=False)
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
-env_cfg = dict(dist_cfg=dict(backend='nccl'))  # without GPUs the launcher takes gloo
+env_cfg = dict(dist_cfg=dict(backend='nccl'))  # without GPUs, the launcher uses gloo
 default_scope = 'mmengine'

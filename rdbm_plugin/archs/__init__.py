@@ -1,1 +1,1 @@
-"""Networks, their precision, cost and weight files. Needs torch only."""
+"""Networks, their precision, their cost and their weight files. Needs torch only."""

@@ -1,4 +1,4 @@
-"""Any network in BasicSR's registry as the network of a bridge. Needs BasicSR."""
+"""Runs any network of BasicSR's registry as the network of a bridge. Needs BasicSR."""
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +10,9 @@ from rdbm_plugin.config.options import build, check_int
 
 
 class BridgeBackbone(nn.Module):
-    """A network of one image between two convolutions, one from x_t and mu, one to the prediction.
+    """A network for one image, between a convolution of x_t and mu and a convolution that makes the prediction.
 
-    The backbone's input is scaled and shifted by the time; x_t and mu also go to the last convolution. A network that
+    The time scales and shifts the backbone's input; the last convolution also receives x_t and mu. A backbone that
     takes more than three channels (``num_in_ch``, ``in_chans``) needs the same number in ``in_channels``.
 
     ::
@@ -22,11 +22,11 @@ class BridgeBackbone(nn.Module):
           backbone: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 22, num_block: 4, upscale: 1}
 
     Args:
-        backbone: Block of a network whose output has the size of its input.
-        in_channels, out_channels: Of the backbone.
-        num_in_ch: Channels of x_t, of mu and of the output each.
-        multiple: What the sides of the backbone's input must be multiples of (8 for Restormer; the window size for
-            SwinIR and its kin). Images are padded by reflection, and what is added is cut off again.
+        backbone: Option block of a network whose output has the height and width of its input.
+        in_channels, out_channels: Channels that the backbone takes and returns.
+        num_in_ch: Channels of x_t, of mu, and of the output.
+        multiple: Number that must divide the sides of the backbone's input (8 for Restormer; the window size for
+            SwinIR and similar networks). The input is padded by reflection, and the output cropped.
 
     Raises:
         OptionError: The backbone cannot be built, or a number is out of its range.
@@ -63,4 +63,4 @@ class BridgeBackbone(nn.Module):
                 raise
             raise RuntimeError(f'{type(self.backbone).__name__} cannot take {width}x{height} pixels: {error}. If it '
                                'needs sides that are multiples of a number, set network_g: multiple (8 for Restormer, '
-                               'the window size for SwinIR and its kin).') from error
+                               'the window size for SwinIR and similar networks).') from error

@@ -5,9 +5,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def giga_multiply_adds(network: nn.Module, size: int = 256) -> float:
-    """Multiply-adds of one evaluation on an image of ``size`` pixels square, in 1e9, by torch's FlopCounterMode.
+    """Return the multiply-adds, in 1e9, of one evaluation on a ``size`` x ``size`` image, by torch's FlopCounterMode.
 
-    Papers on restoration print this number as GFLOPs or GMACs; FlopCounterMode counts two operations for each.
+    Restoration papers report this number as GFLOPs or GMACs. FlopCounterMode counts two operations per multiply-add.
     """
     parameter = next(network.parameters())
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)

@@ -1,7 +1,7 @@
 """The network of IR-SDE (Luo et al., arXiv 2301.11699) and GOUB (Yue et al., arXiv 2312.10299). Needs torch only.
 
-Structure and names of parameters are those of DenoisingUNet_arch.py and module_util.py in the public code
-(github.com/Algolzw/image-restoration-sde, github.com/Hammour-steak/ECDB), so that its weights fit.
+Structure and parameter names follow DenoisingUNet_arch.py and module_util.py in the public code
+(github.com/Algolzw/image-restoration-sde, github.com/Hammour-steak/ECDB), so that its weights can be loaded.
 """
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ HEADS, HEAD_CHANNELS = 4, 32
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each pixel, with a gain and no offset."""
+    """Layer norm over the channels of each pixel, with a gain but no offset."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 class TimedBlock(nn.Module):
-    """Two 3x3 convolutions with SiLU, the first scaled and shifted by the time, and a sum with the input."""
+    """Two 3x3 convolutions with SiLU, the first scaled and shifted by the time, added to the input."""
 
     def __init__(self, channels_in: int, channels_out: int, time_channels: int) -> None:
         super().__init__()
@@ -64,17 +64,18 @@ class TimedBlock(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """U-Net with linear attention, of x_t - mu, mu and the time.
+    """U-Net with linear attention that takes x_t - mu, mu and the time.
 
-    Published weights predict the noise of images in [0, 1]; their t is the node. They need ``prediction: noise``,
-    ``timesteps: 100``, ``eps: 0.005``, and ``unit_range: true`` here. IR-SDE's run with bridge IRSDE and
-    ``start: stochastic``, GOUB's with OUBridge and ``silent_node: 100``; max_sigma is that of their option file.
+    Published weights predict the noise for images in [0, 1], and take the node as t. They need ``prediction: noise``,
+    ``timesteps: 100``, ``eps: 0.005``, and ``unit_range: true`` here. IR-SDE's weights also need the bridge IRSDE and
+    ``start: stochastic``; GOUB's need OUBridge and ``silent_node: 100``. Copy max_sigma from their option files.
 
     Args:
-        in_nc, out_nc: Channels of x_t and of mu each, and of the output.
-        nf, depth: Channels at full resolution; they double ``depth`` times, and all but the last time that halves it.
-        unit_range: Whether the weights are for images in [0, 1]: x_t and mu in [-1, 1] are turned into these.
-        silent_node: Where the output is 0: GOUB's networks are not trained at node T, and their sampler takes 0 there.
+        in_nc, out_nc: Channels of x_t, and of mu; channels of the output.
+        nf: Channels at full resolution.
+        depth: Number of levels. Each level doubles the channels; each but the last halves the resolution.
+        unit_range: Whether the weights expect images in [0, 1]; if so, x_t and mu are converted from [-1, 1].
+        silent_node: Node at which the output is 0: GOUB's networks are not trained at node T; its sampler uses 0 there.
 
     Raises:
         OptionError: An argument is out of its range.
@@ -101,7 +102,7 @@ class ConditionalUNet(nn.Module):
         self.final_conv = nn.Conv2d(nf, check_int('out_nc', out_nc, 1), 3, 1, 1)
 
     def forward(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """(N, in_nc, H, W) both, mu in [-1, 1], and nodes (N,) -> (N, out_nc, H, W); any H and W."""
+        """x_t and mu, (N, in_nc, H, W), mu in [-1, 1], and nodes (N,) -> (N, out_nc, H, W); any H and W."""
         height, width = mu.shape[-2:]
         if self.unit_range:
             x_t, mu = (x_t + 1) / 2, (mu + 1) / 2

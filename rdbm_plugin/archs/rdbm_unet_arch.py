@@ -13,18 +13,19 @@ VARIANTS = {
     'B': ((40, 80, 144, 176), (2, 2, 2, 2)),
     'L': ((40, 96, 192, 224), (1, 1, 3, 3)),
 }
-"""Channels of the levels, each at half the resolution of the one before, and their residual blocks on the way down and
-again up, at the bottom once. T, B and L have the paper's parameter counts (0.45, 3.65 and 7.73 M, within 2 %)."""
+"""Channels and number of residual blocks of each level; each has half the resolution of the one before. The blocks are
+on the way down and again on the way up, at the bottom only once. T, B and L have the paper's parameter counts (0.45,
+3.65 and 7.73 M) within 2 %."""
 DARKEST = 0.02
-"""Least standard deviation that images are divided by, so that noise in black ones is not amplified."""
+"""Lower bound of the standard deviation that images are divided by; it keeps noise in black images from growing."""
 WINDOW = 64
-"""Side in pixels of the windows that the context's standard deviations are taken in."""
+"""Side length, in pixels, of the windows in which the context measures standard deviations."""
 STRIP = 512
-"""Rows that the context sums up at once; a multiple of WINDOW."""
+"""Rows that the context processes at once; a multiple of WINDOW."""
 
 
 class ResidualBlock(nn.Module):
-    """3x3 convolution, scale and shift by time and context, SiLU, 3x3 convolution (zero at first), sum."""
+    """Residual block: 3x3 convolution, scale and shift by time and context, SiLU, 3x3 convolution (zero at first)."""
 
     def __init__(self, channels: int, time_channels: int) -> None:
         super().__init__()
@@ -41,12 +42,12 @@ class ResidualBlock(nn.Module):
 class Context(nn.Module):
     """Statistics of the whole image: mean and standard deviation of mu and of learned features at two scales.
 
-    Standard deviations are averages over windows of WINDOW pixels, as whole photos vary more than the crops of a
-    training (the inconsistency of Chu et al., arXiv 2112.04491). Windows do not overlap, so strips can be summed up.
+    Standard deviations are averages over windows of WINDOW pixels, because whole photos vary more than training crops
+    (the inconsistency of Chu et al., arXiv 2112.04491). Windows do not overlap, so the sums of strips can be added.
 
     Args:
-        num_in_ch: Channels of x_t and of mu each.
-        channels: Of the learned part.
+        num_in_ch: Channels of x_t, and of mu.
+        channels: Channels of the learned part.
     """
 
     width = 48
@@ -60,7 +61,7 @@ class Context(nn.Module):
         self.out = nn.Linear(4 * self.width + 2, channels)
 
     def forward(self, x_t: Tensor, mu: Tensor) -> Tensor:
-        """(N, C, H, W) both -> (N, 2 + channels): mean and standard deviation of mu, then the learned part."""
+        """x_t and mu, (N, C, H, W) -> (N, 2 + channels): mean and standard deviation of mu, then the learned part."""
         strips = list(zip(x_t.split(STRIP, dim=2), mu.split(STRIP, dim=2)))
         mean, std = _average([_windows(part.mean(1, keepdim=True), WINDOW, part.square().mean(1, keepdim=True))
                               for _, part in strips])
@@ -76,9 +77,9 @@ class Context(nn.Module):
 
 
 def _windows(x: Tensor, size: int, square: Tensor | None = None) -> Tensor:
-    """Sums of the means and standard deviations of windows of about ``size`` squared, and their number: (3, N, C).
+    """Return (3, N, C): the means of all windows, summed; their standard deviations, summed; the number of windows.
 
-    ``square`` is the mean square of each pixel, by default that of x.
+    Windows are about ``size`` x ``size``. ``square`` holds the mean square of each pixel; default: the square of x.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
@@ -94,23 +95,23 @@ def _average(sums: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _split(length: int, count: int, like: Tensor) -> Tensor:
-    """(count, length): averages over ``count`` windows of as equal length as can be."""
+    """Return a (count, length) matrix that averages over ``count`` windows of nearly equal length."""
     window = torch.arange(length, device=like.device) * count // length
     member = F.one_hot(window, count).T.to(like.dtype)
     return member / member.sum(1, keepdim=True)
 
 
 class RDBMUNet(nn.Module):
-    """U-Net of 3x3 convolutions, for a bridge or any other task of two images and a time.
+    """U-Net of 3x3 convolutions, for a bridge or any other task with two images and a time as input.
 
-    Statistics of the whole image are taken once, by ``context``, and given to all blocks beside the time. Everything
-    else sees a bounded window, so large images can be restored tile by tile: there are no attention and normalisation
-    layers. The output is ``trust * (x_t - mu) + gain * mu + offset`` for each pixel: haze and exposure are affine in
-    the image, and what the state holds of the residual need not pass through the network.
+    ``context`` computes statistics of the whole image once; all blocks receive them together with the time. Everything
+    else has a bounded receptive field, without attention or normalisation layers, so large images can be restored tile
+    by tile. The output is ``trust * (x_t - mu) + gain * mu + offset`` at each pixel, because haze and exposure are
+    affine in the image, and the residual that the state already contains need not pass through the network.
 
     Args:
         variant: ``T``, ``S``, ``B`` or ``L``.
-        num_in_ch: Channels of x_t, of mu and of the output each.
+        num_in_ch: Channels of x_t, of mu, and of the output.
 
     Raises:
         OptionError: An argument is out of its range.
@@ -142,13 +143,13 @@ class RDBMUNet(nn.Module):
         return nn.ModuleList(ResidualBlock(channels, self.time_channels) for _ in range(count))
 
     def forward(self, x_t: Tensor, mu: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """The prediction, (N, num_in_ch, H, W); zero before training.
+        """Return the prediction, (N, num_in_ch, H, W); it is zero before training.
 
         Args:
             x_t: State of the bridge, (N, num_in_ch, H, W), any H and W, range about [-1, 1].
             mu: Degraded image, (N, num_in_ch, H, W) in [-1, 1].
             t: Node of the bridge, (N,), from 0 to T.
-            context: ``self.context(x_t, mu)`` of the whole image, where x_t and mu are a part of it.
+            context: ``self.context(x_t, mu)`` of the whole image; needed if x_t and mu are a tile of it.
         """
         height, width = x_t.shape[-2:]
         context = self.context(x_t, mu) if context is None else context
@@ -174,12 +175,12 @@ class RDBMUNet(nn.Module):
 
 
 def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std of (N, C, H, W) with mean and std (N,)."""
+    """Return (x - mean) / std for x (N, C, H, W), mean (N,) and std (N,)."""
     return (x - mean[:, None, None, None]) / std[:, None, None, None]
 
 
 def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
-    """A convolution that keeps the variance; torch's initialisation, three times weaker, loses signal at each level."""
+    """A convolution that keeps the variance; torch's default, three times weaker, loses signal at each level."""
     conv = nn.Conv2d(*args, **kwargs)
     nn.init.kaiming_normal_(conv.weight, nonlinearity='linear')
     nn.init.zeros_(conv.bias)
@@ -187,18 +188,18 @@ def _conv(*args: int, **kwargs: int) -> nn.Conv2d:
 
 
 def zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Make a layer give zero before training."""
+    """Initialise a layer so that its output is zero before training."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def _up(coarse: int, fine: int, finest: bool) -> nn.Sequential:
-    """Twice the resolution. Shuffled pixels keep fine detail, but at the coarser levels their grid would be seen."""
+    """Double the resolution. Pixel shuffle keeps fine detail, but at coarser levels its grid would be visible."""
     if not finest:
         return nn.Sequential(_conv(coarse, fine, 1), nn.Upsample(scale_factor=2, mode='bilinear'))
     conv = _conv(coarse, 4 * fine, 1)
-    # Starts without a grid (ICNR, Aitken et al., arXiv 1707.02937).
+    # Four equal channels per output channel: training starts without a grid (ICNR, Aitken et al., arXiv 1707.02937).
     conv.weight.data = conv.weight.data[::4].repeat_interleave(4, dim=0)
     return nn.Sequential(conv, nn.PixelShuffle(2))
 
@@ -206,7 +207,7 @@ def _up(coarse: int, fine: int, finest: bool) -> nn.Sequential:
 def sinusoids(t: Tensor, channels: int, with_slowest: bool = False) -> Tensor:
     """(N,) -> (N, channels): sines and cosines of periods from 2 pi up to 2 pi 1e4 (Vaswani et al., arXiv 1706.03762).
 
-    The slowest of these periods is left out unless ``with_slowest``.
+    Without ``with_slowest``, the periods stop one step before the longest.
     """
     count = channels // 2
     rates = torch.exp(torch.arange(count, device=t.device) * (-math.log(1e4) / (count - int(with_slowest))))
@@ -215,7 +216,7 @@ def sinusoids(t: Tensor, channels: int, with_slowest: bool = False) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend the right and lower edge by reflection, or by repetition where the image is too small for that."""
+    """Pad the right and lower edge by reflection, or by replication if the image is too small for reflection."""
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     if not (bottom or right):

@@ -1,6 +1,6 @@
-"""What we rely on of the BasicSR around us, and how we find and mend it.
+"""The surrounding BasicSR: what it offers, how it finds the plugin, and workarounds for its quirks.
 
-Importing anything from here lets BasicSR 1.4.2 be imported under torchvision 0.17 and later.
+Importing this package makes BasicSR 1.4.2 importable under torchvision 0.17 and later.
 """
 from rdbm_plugin.basicsr_host.compat import provide_functional_tensor
 

@@ -1,4 +1,4 @@
-"""What kind of BasicSR a code base has, and the small changes that let it find the plugin. Needs torch only.
+"""Recognises the kind of BasicSR in a code base, and makes the small changes that let it find the plugin. Needs torch.
 
 Files are read, not run, so a code base need not be importable.
 """
@@ -18,21 +18,21 @@ from rdbm_plugin.config.options import OptionError
 REGISTRIES, SAFE, SCANS, PLUGIN = 'registries', 'registries and safe YAML', 'scans', 'plugin'
 KINDS = {
     REGISTRIES: 'BasicSR with registries; the first line of our option files is enough to load the plugin',
-    SAFE: 'BasicSR with registries and a safe YAML loader; needs a module that loads the plugin and lets the first '
-          'line of our option files pass: --install-into',
-    SCANS: 'a fork from before BasicSR had registries; needs modules that its scans find, and option files for its '
-           'training loop: --install-into',
-    PLUGIN: 'a package on an installed BasicSR; the first line of our option files is enough to load the plugin'}
-"""What each kind is, and how it finds the plugin."""
+    SAFE: 'BasicSR with registries and a safe YAML loader; --install-into writes a module that loads the plugin and '
+          'makes the loader accept the first line of our option files',
+    SCANS: 'a fork from before BasicSR had registries; --install-into writes modules that its scans find, and option '
+           'files for its training loop',
+    PLUGIN: 'a package that uses an installed BasicSR; the first line of our option files is enough to load the plugin'}
+"""Kind -> its description, and how the plugin gets loaded."""
 _OTHERS = {
-    'neosr': ('neosr/archs', 'results folders, experiments/results/NAME, take part in "rdbm compare"'),
-    'traiNNer-redux': ('traiNNer/archs', 'results folders, results/NAME, take part in "rdbm compare"'),
-    'MMagic': ('mmagic/registry.py', 'restored pictures, as SET/IMAGE.png, take part in "rdbm compare", and "python -m '
-                                     'rdbm_plugin.mmengine" trains on the same mmengine')}
-KINDS.update({name: f'{name}, which has no BasicSR in it, so that the plugin does not run there; its {works}'
+    'neosr': ('neosr/archs', 'results folders, experiments/results/NAME, work with "rdbm compare"'),
+    'traiNNer-redux': ('traiNNer/archs', 'results folders, results/NAME, work with "rdbm compare"'),
+    'MMagic': ('mmagic/registry.py', 'restored pictures, as SET/IMAGE.png, work with "rdbm compare", and "python -m '
+                                     'rdbm_plugin.mmengine" trains with the same mmengine')}
+KINDS.update({name: f'{name}, which has no BasicSR in it, so the plugin does not run there; its {works}'
               for name, (_, works) in _OTHERS.items()})
 _MENDED = '  # mended by "rdbm doctor --fix"'
-# A comment may not follow a backslash.
+# The mark is a comment, which may not follow a backslash.
 _REMOVED = re.compile(r'^([ \t]*from torchvision\.transforms\.functional)_tensor( import [^\\\r\n]*)', re.MULTILINE)
 _REPLACED = re.compile(rf'^([ \t]*from torchvision\.transforms\.functional)( import .*){_MENDED}', re.MULTILINE)
 _MARK = '# Written by "rdbm doctor --install-into"; "rdbm doctor --undo" removes it. '
@@ -55,44 +55,44 @@ _MODULES = {
     SCANS: {'basicsr/models/rdbm_model.py': ('from rdbm_plugin.models.fork_model import RDBMModel',),
             'basicsr/models/archs/rdbm_arch.py': _imports('ARCH'), 'basicsr/data/rdbm_dataset.py': _imports('DATASET')},
 }
-"""Kind -> file -> what it imports. A code base still works when the plugin is uninstalled."""
+"""Kind -> file to write -> its imports. A code base still works after the plugin is uninstalled."""
 _PACKAGE = 'basicsr/__init__.py'
 
 
 class Codebase(NamedTuple):
-    """A folder with a folder basicsr in it, or with a training script that imports an installed BasicSR."""
+    """A folder that contains a folder basicsr, or a training script that imports an installed BasicSR."""
 
     root: Path
     kind: str
     """One of KINDS."""
     package: bool = True
-    """Whether basicsr/ has an __init__.py; without, a basicsr installed by pip hides it."""
+    """Whether basicsr/ has an __init__.py; otherwise a basicsr installed by pip hides it."""
     outdated: Sequence[Path] = ()
     """Files that import what torchvision 0.17 has removed."""
     script: str = 'basicsr/train.py'
-    """Its training script, within the folder."""
+    """The training script, relative to the folder."""
     flag: str = '-opt'
     """The script's argument that takes the option file."""
     stages: bool = False
-    """Whether the script wants the stages of progressive training."""
+    """Whether the script requires the stages of progressive training."""
     pinned: str | None = None
-    """The BasicSR that a plugin asks for, as pip reads it, such as 'basicsr==1.3.4.9'."""
+    """The BasicSR that a package requires, as in 'basicsr==1.3.4.9'."""
     unfinished: bool = False
-    """Whether basicsr/version.py is missing, which its installation writes."""
+    """Whether basicsr/version.py is missing, which is written when the code base is installed."""
 
     def how_to_train(self, file: str) -> str:
-        """The command."""
+        """Return the shell command that trains with an option file."""
         return f'cd {self.root} && PYTHONPATH=. python {self.script} {self.flag} {file}'
 
 
 class Change(NamedTuple):
-    """A file that is to be written or, without content, removed."""
+    """A file to write or, if the content is None, to remove."""
 
     path: Path
     content: str | None
 
     def show(self) -> str:
-        """What changes: a unified diff, or the name of what is removed."""
+        """Return the change as a unified diff or, for a removal, the name of the file."""
         if self.content is None:
             return f'remove {self.path}\n'
         before = _text(self.path) if self.path.exists() else ''
@@ -100,7 +100,7 @@ class Change(NamedTuple):
                                             str(self.path) if before else '/dev/null', str(self.path)))
 
     def make(self) -> None:
-        """Write or remove the file; raises OptionError if that fails."""
+        """Write or remove the file; raise OptionError if that fails."""
         try:
             if self.content is None:
                 self.path.unlink()
@@ -115,13 +115,13 @@ class Change(NamedTuple):
 
 
 def installed() -> Path | None:
-    """The folder whose basicsr Python would import, without importing it."""
+    """Return the folder whose basicsr Python would import; nothing is imported."""
     folders = list(getattr(find_spec('basicsr'), 'submodule_search_locations', None) or ())
     return Path(folders[0]).resolve().parent if folders else None
 
 
 def look_at(root: str | Path) -> Codebase:
-    """Find out what kind of BasicSR lies in ``root``; raises OptionError if there is none that is known."""
+    """Recognise the kind of BasicSR in ``root``; raise OptionError if it is unknown or there is none."""
     root = Path(root).expanduser().resolve()
     basicsr = root / 'basicsr'
     try:
@@ -131,13 +131,12 @@ def look_at(root: str | Path) -> Codebase:
         scripts = [path for path in (basicsr / 'train.py', root / 'train.py', *sorted(root.glob('*/train.py')))
                    if path.is_file() and _IMPORT.search(_text(path))]
         if not (basicsr.is_dir() or scripts):
-            raise OptionError(f'{root}: no folder basicsr in it, and no training script that imports an installed '
-                              'BasicSR; expected the top folder of a BasicSR code base.')
-        of_script: dict[str, Any] = {}
-        for script in scripts[:1]:
-            text = _text(script)
-            of_script = {'script': script.relative_to(root).as_posix(), 'stages': 'mini_batch_sizes' in text,
-                         'flag': '--opt' if _LONG.search(text) else '-opt'}
+            raise OptionError(f'{root}: found no folder basicsr in it, and no training script that imports an '
+                              'installed BasicSR; expected the top folder of a BasicSR code base.')
+        script, text = (scripts[0], _text(scripts[0])) if scripts else (basicsr / 'train.py', '')
+        of_script: dict[str, Any] = {'script': script.relative_to(root).as_posix(),
+                                     'stages': 'mini_batch_sizes' in text,
+                                     'flag': '--opt' if _LONG.search(text) else '-opt'}
         if not basicsr.is_dir():
             return Codebase(root, PLUGIN, pinned=_pinned(root), **of_script)
         outdated = [path for path in _python_files(basicsr) if _REMOVED.search(_text(path))]
@@ -156,35 +155,28 @@ _REQUIREMENT = re.compile(r'\bbasicsr\s*(?:[=<>!~]=?=?\s*[\w.*]+(?:\s*,\s*[=<>!~
 
 
 def _pinned(root: Path) -> str | None:
-    for name in ('requirements.txt', 'pyproject.toml', 'setup.cfg', 'setup.py'):
-        found = _REQUIREMENT.search(_text(root / name)) if (root / name).is_file() else None
-        if found:
-            return found[0].replace(' ', '')
-    return None
+    files = (root / name for name in ('requirements.txt', 'pyproject.toml', 'setup.cfg', 'setup.py'))
+    found = (_REQUIREMENT.search(_text(file)) for file in files if file.is_file())
+    return next((match[0].replace(' ', '') for match in found if match), None)
 
 
 def _kind(basicsr: Path) -> str:
     if (basicsr / 'archs').is_dir() and (basicsr / 'utils/registry.py').is_file():
-        return SAFE if _reads_yaml_safely(basicsr / 'utils') else REGISTRIES
+        files = [basicsr / 'utils' / name for name in ('options.py', 'misc.py')]
+        code = ' '.join(ast.unparse(ast.parse(file.read_bytes())) for file in files if file.is_file())
+        # FullLoader counts as safe: it resolves a name only if its module is already imported.
+        return SAFE if re.search(r'\b(C?(Safe|Full)Loader|(safe|full)_load)\b', code) else REGISTRIES
     if (basicsr / 'models/archs').is_dir() and (basicsr / 'models/base_model.py').is_file():
         return SCANS
-    raise OptionError(f'{basicsr}: neither BasicSR with registries (archs/ and utils/registry.py) nor a fork from '
-                      'before (models/archs/ and models/base_model.py); the plugin does not know how to get in.')
-
-
-def _reads_yaml_safely(utils: Path) -> bool:
-    """Whether options are read by a loader that follows no tags of Python's."""
-    code = [ast.unparse(ast.parse(path.read_bytes())) for path in (utils / 'options.py', utils / 'misc.py')
-            if path.is_file()]
-    # FullLoader follows a tag to what has been imported already, and to nothing else.
-    return re.search(r'\b(C?(Safe|Full)Loader|(safe|full)_load)\b', ' '.join(code)) is not None
+    raise OptionError(f'{basicsr}: found neither BasicSR with registries (archs/ and utils/registry.py) nor an older '
+                      'fork (models/archs/ and models/base_model.py); the plugin cannot be installed there.')
 
 
 def installation(codebase: Codebase) -> list[Change]:
-    """The files that let a code base find the plugin, as far as they are needed and not there already.
+    """Return the changes that let a code base find the plugin, except those that it already has.
 
-    An option file that is there and was changed since, or is another one, stays as it is. Raises OptionError if a
-    module of the name is there that this function did not write.
+    Existing option files stay as they are if they were edited or come from elsewhere. Raises OptionError if a module
+    to write exists and is not what rdbm doctor wrote.
     """
     files = _files(codebase.kind)
     if not codebase.package:
@@ -194,14 +186,14 @@ def installation(codebase: Codebase) -> list[Change]:
         path, content = codebase.root / name, _signed(content)
         if path.exists() and not _is_ours(path):
             if path.suffix != '.yml':
-                raise OptionError(f'{path}: exists, and was not written by rdbm doctor like this; move it away.')
+                raise OptionError(f'{path}: exists, and was not written by rdbm doctor, or edited since; move it away.')
         elif not path.exists() or _text(path) != content:
             changes.append(Change(path, content))
     return changes
 
 
 def _files(kind: str) -> dict[str, str]:
-    """What a kind of code base needs: the name of each file and its content."""
+    """Return the files that a kind of code base needs: name -> content."""
     files = {name: _MODULE.format(lines='\n    '.join(f'{line}  # noqa: F401' for line in lines))
              for name, lines in _MODULES.get(kind, {}).items()}
     options = Path(__file__).with_name('fork_options').glob('*.yml') if kind == SCANS else ()
@@ -209,14 +201,14 @@ def _files(kind: str) -> dict[str, str]:
 
 
 def mending(codebase: Codebase) -> list[Change]:
-    """The edit of the one import that torchvision 0.17 and later refuses; a comment marks the line for --undo."""
+    """Return the edits of the import that torchvision 0.17 and later rejects; a comment marks the line for --undo."""
     return [Change(path, _REMOVED.sub(rf'\1\2{_MENDED}', _text(path))) for path in codebase.outdated]
 
 
 def undoing(codebase: Codebase) -> list[Change]:
-    """What takes back :func:`installation` and :func:`mending`; option files that were changed since stay.
+    """Return the changes that revert :func:`installation` and :func:`mending`; edited option files stay.
 
-    Raises OptionError if a module was changed since.
+    Raises OptionError if a module was edited.
     """
     changes = []
     for path in (codebase.root / name for name in (*_files(SAFE), *_files(SCANS), _PACKAGE)):
@@ -224,11 +216,8 @@ def undoing(codebase: Codebase) -> list[Change]:
             changes.append(Change(path, None))
         elif path.is_file() and path.suffix != '.yml' and _text(path).startswith(_MARK):
             raise OptionError(f'{path}: was changed since rdbm doctor wrote it; move it away.')
-    for path in _python_files(codebase.root / 'basicsr'):
-        text = _text(path)
-        if _REPLACED.search(text):
-            changes.append(Change(path, _REPLACED.sub(r'\1_tensor\2', text)))
-    return changes
+    mended = [path for path in _python_files(codebase.root / 'basicsr') if _REPLACED.search(_text(path))]
+    return [*changes, *(Change(path, _REPLACED.sub(r'\1_tensor\2', _text(path))) for path in mended)]
 
 
 def _python_files(folder: Path) -> list[Path]:
@@ -236,7 +225,7 @@ def _python_files(folder: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    # Bytes that are no UTF-8, and line ends, must come back as they were.
+    # Line ends, and bytes that are not UTF-8, must survive reading and writing.
     return path.read_bytes().decode('utf-8', 'surrogateescape')
 
 

@@ -1,13 +1,15 @@
-"""Every quirk of BasicSR and torchvision that we work around, one function each, with the reason.
+"""Workarounds for quirks of BasicSR and torchvision, one function each, with the reason.
 
-None of them changes what BasicSR does for other models. All act in the process of our own command only, except
+None of them changes what BasicSR does for other models. All act only in the process of our own command, except
 :func:`provide_functional_tensor`, which adds a module that would otherwise be missing.
 """
 import ctypes
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -29,26 +31,26 @@ class _FunctionalTensor(MetaPathFinder, Loader):
 
 
 def provide_functional_tensor() -> None:
-    """Let BasicSR 1.4.2 import under torchvision >= 0.17.
+    """Make BasicSR 1.4.2 importable under torchvision >= 0.17.
 
-    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder comes last,
-    so that a torchvision that still has the module wins, and does nothing until somebody asks for that name.
+    BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision has removed. The finder comes last, so
+    that the module of an older torchvision takes precedence, and does nothing until the module is imported.
     """
     if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
         sys.meta_path.append(_FunctionalTensor())
 
 
 def mend_prefetcher() -> None:
-    """Let PyTorch's own workers read ahead under ``prefetch_mode: cpu``.
+    """Make PyTorch's own workers read ahead under ``prefetch_mode: cpu``.
 
-    BasicSR takes a thread, which waits for ever when a worker fails, and aborts the process that it outlives.
+    BasicSR uses a thread, which hangs when a worker fails, and aborts a process that ends before it.
     """
     from basicsr.data.prefetch_dataloader import PrefetchDataLoader
     from torch.utils.data import DataLoader
 
     def start(loader: PrefetchDataLoader) -> Iterator[Any]:
         if loader.num_workers:
-            # Of each worker; together they hold what the thread's queue would hold.
+            # Per worker; together they hold as many batches as the thread's queue would.
             loader.prefetch_factor = max(2, ceil(loader.num_prefetch_queue / loader.num_workers))
         return DataLoader.__iter__(loader)
 
@@ -56,20 +58,18 @@ def mend_prefetcher() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that tensors leave for the next ones: a third of the time of large images.
+    """Make glibc reuse the memory of freed tensors, which saves a third of the time for large images.
 
-    By default it gives tensors of more than 128 KiB back to the system, which has to clear them for the next use.
+    By default glibc returns blocks of more than 128 KiB to the system, which must clear them before their next use.
     """
-    try:
+    with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 64 * 2**20)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 64 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def end_distributed() -> None:
-    """Let ranks part in order; a rank that leaves while others still work makes some of them abort."""
+    """End the process group once all ranks are done; a rank that leaves earlier makes some of the others abort."""
     import torch
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -77,9 +77,9 @@ def end_distributed() -> None:
 
 
 def distribute_on_cpus() -> None:
-    """Let ``--launcher pytorch`` and ``slurm`` work without GPUs.
+    """Make ``--launcher pytorch`` and ``slurm`` work without GPUs, and more than once in one process.
 
-    BasicSR divides by the number of GPUs and always takes NCCL. Nor can it be called twice in one process.
+    BasicSR divides by the number of GPUs, always uses NCCL, and fails if the process group already exists.
     """
     import torch
     from basicsr.utils import options
@@ -98,7 +98,7 @@ def distribute_on_cpus() -> None:
 
 
 def start_gloo(launcher: str, port: object = 29500) -> None:
-    """Join the process group of torchrun or, with launcher 'slurm', of Slurm's tasks, on CPUs."""
+    """Join the Gloo process group of the ranks that torchrun or, for launcher 'slurm', Slurm started."""
     import torch
     if launcher == 'slurm':
         hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True,
@@ -110,9 +110,7 @@ def start_gloo(launcher: str, port: object = 29500) -> None:
 
 
 def new_log() -> None:
-    """Let the next run in this process write a log file of its own, where BasicSR keeps to its first."""
-    import logging
-
+    """Make the next run in this process write its own log file; BasicSR keeps writing to the first one."""
     from basicsr.utils import logger
     logging.getLogger('basicsr').handlers.clear()
     logger.initialized_logger.clear()

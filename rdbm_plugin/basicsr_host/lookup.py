@@ -1,7 +1,7 @@
-"""What the surrounding BasicSR offers, with registries or, in forks of the time before them, found by scans.
+"""Finds what the surrounding BasicSR offers, in its registries or, in forks from before these existed, by scans.
 
-Forks such as NAFNet, Restormer and Retinexformer keep BasicSR 1.2's layout: ``basicsr/models/archs`` and no registries;
-a class is looked for by its name in every module of a folder that ends in ``_arch``, ``_model`` or ``_dataset``.
+Forks like NAFNet, Restormer and Retinexformer keep the layout of BasicSR 1.2: ``basicsr/models/archs``, no registries.
+They look for a class by name in all modules of a folder whose names end in ``_arch``, ``_model`` or ``_dataset``.
 """
 import inspect
 import sys
@@ -22,18 +22,18 @@ REGISTERED = {'BRIDGE': tuple(f'rdbm_plugin.bridge:{name}' for name in BRIDGES),
 _SCANNED = {'ARCH': ('basicsr.models.archs', '_arch'), 'MODEL': ('basicsr.models', '_model'),
             'DATASET': ('basicsr.data', '_dataset'), 'LOSS': ('basicsr.models.losses', ''),
             'METRIC': ('basicsr.metrics', '')}
-"""Registry -> the package of a fork that takes its place, and how the modules in it end."""
+"""Registry -> the package that takes its place in a fork, and how the names of its modules end."""
 
 
 @cache
 def has_registries() -> bool:
-    """Whether this BasicSR has registries, as all since version 1.3 have."""
+    """Whether this BasicSR has registries, as all versions since 1.3 do."""
     return find_spec('basicsr.archs') is not None
 
 
 def need_registries() -> None:
-    """Raise OptionError without BasicSR, or in a fork, whose training and test are its own scripts."""
-    # Files that were left behind make a package, too.
+    """Raise OptionError without BasicSR, or in a fork without registries, which trains and tests by its own scripts."""
+    # Files that remain of an uninstalled basicsr still make a package.
     if find_spec('basicsr') is None or find_spec('basicsr.models') is None:
         raise OptionError('BasicSR is not installed: pip install --no-build-isolation basicsr, or put the folder of a '
                           'checkout on PYTHONPATH.')
@@ -43,9 +43,9 @@ def need_registries() -> None:
 
 
 def registered(name: str) -> dict[str, Any]:
-    """Name -> class or function of one of BasicSR's registries, such as ``registered('ARCH')``, ours among them.
+    """Return all classes or functions in a registry of BasicSR, such as 'ARCH', by name, including the plugin's.
 
-    BasicSR finds what it has registered with a suffix, as SRVGGNetCompact_basicsr, without it too.
+    BasicSR also finds names with a suffix, such as SRVGGNetCompact_basicsr, without it.
     """
     ours = {key: getattr(import_module(module), key) for module, key in (each.split(':') for each in REGISTERED[name])}
     if not has_registries():
@@ -55,7 +55,7 @@ def registered(name: str) -> dict[str, Any]:
 
 
 def of_basicsr(name: str) -> dict[str, Any]:
-    """As :func:`registered`; empty without BasicSR."""
+    """Return the same as :func:`registered`, or nothing if BasicSR is not installed."""
     return registered(name) if find_spec('basicsr') is not None else {}
 
 
@@ -71,10 +71,10 @@ def _scanned(name: str) -> dict[str, Any]:
 
 
 def metric_arguments(metric: str, options: Mapping[str, Any], image: Any = None, clean: Any = None) -> dict[str, Any]:
-    """The keyword arguments that a metric is called with, as BasicSR's calculate_metric calls it.
+    """Return the keyword arguments for a metric, as BasicSR's calculate_metric passes them.
 
-    Forks name the first image otherwise, and their metrics refuse what they do not know: ``better`` among ``options``,
-    the block under ``val: metrics:``, which is for BasicSR itself, and ``clean``.
+    ``options`` is the metric's block under ``val: metrics:``. Metrics of forks name the first image differently, and
+    reject unknown arguments: the key ``better``, which is for BasicSR itself, and ``clean`` as ``img2``.
     """
     parameters = inspect.signature(registered('METRIC')[metric]).parameters
     any_key = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
@@ -87,6 +87,6 @@ def metric_arguments(metric: str, options: Mapping[str, Any], image: Any = None,
 
 
 def needs_clean(metric: str) -> bool:
-    """Whether a metric compares with ground truth."""
+    """Whether a metric needs the ground truth."""
     parameter = inspect.signature(registered('METRIC')[metric]).parameters.get('img2')
     return parameter is not None and parameter.default is inspect.Parameter.empty

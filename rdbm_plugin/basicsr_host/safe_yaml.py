@@ -1,6 +1,6 @@
-"""Importing this module lets the ``plugin:`` line of our option files through safe YAML loaders. Needs PyYAML.
+"""Importing this module makes safe YAML loaders accept the ``plugin:`` line of our option files. Needs PyYAML.
 
-Its tag then stands for the plugin's version, as everywhere. No other tag is let in, and reading runs no code.
+The line's tag then gives the plugin's version, as in other loaders. Other tags stay forbidden; reading runs no code.
 """
 import yaml
 
@@ -12,7 +12,7 @@ TAG = 'tag:yaml.org,2002:python/name:rdbm_plugin.registration.__version__'
 def _let_in(loader: type) -> None:
     if 'yaml_constructors' in vars(loader):
         loader.add_constructor(TAG, lambda reader, node: __version__)
-    # PyYAML gives a loader that was derived and changed a table of its own.
+    # A derived loader has its own table once it adds a constructor.
     for derived in loader.__subclasses__():
         _let_in(derived)
 

@@ -1,1 +1,1 @@
-"""Option files: reading them, checking values, building what a block describes. Needs no torch."""
+"""Option files: reads them, checks their values and builds what a block describes. Needs no torch."""

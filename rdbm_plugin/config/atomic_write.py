@@ -4,13 +4,13 @@ from contextlib import suppress
 from pathlib import Path
 
 PARTIAL = '.*.partial'
-"""Pattern of what a process that is killed while it writes leaves behind."""
+"""Pattern of the files that a process leaves behind if it is killed while writing."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview, lasting: bool = False) -> None:
     """Write a file so that it has either its old or its new content, whenever the process dies.
 
-    ``lasting`` makes this hold after a power cut, too, and waits for the disk. After an OSError nothing is left behind.
+    ``lasting`` waits for the disk, so that this holds after a power cut, too. An OSError leaves nothing behind.
     """
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
@@ -25,7 +25,7 @@ def write_atomically(path: Path, content: bytes | memoryview, lasting: bool = Fa
             partial.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
     if lasting:
-        # A rename outlasts a power cut only once its folder has reached the disk; not every system opens folders.
+        # A rename survives a power cut only once its folder is on the disk; not every system can open folders.
         with suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             try:

@@ -1,6 +1,6 @@
-"""Reads option files and ``--force_yml`` as plain data, where BasicSR would run code that they contain. Needs PyYAML.
+"""Reads option files and ``--force_yml`` as plain data; BasicSR would run code that they contain. Needs PyYAML.
 
-Nothing runs but the import of the plugin that a file names.
+The only code that runs is the import of the plugin that a file names.
 """
 import ast
 import re
@@ -15,22 +15,23 @@ from rdbm_plugin.config.options import OptionError, naming, suggest
 
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.IGNORECASE)
 _MOST = 100_000
-"""Values that an option file may hold, each use of an alias counted."""
+"""Maximum number of values in an option file; each use of an alias counts."""
 
 
 class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
-    """Refuses keys that are no text or stand twice, and does not import what tags name."""
+    """Rejects keys that are not text or are duplicated."""
 
     imports = False
+    """Whether to import what ``!!python/name:`` tags name, as for the ``plugin:`` line."""
 
     def block(self, node: yaml.MappingNode) -> dict[str, Any]:
         found = {}
         for (key, value), (key_node, _) in zip(self.construct_pairs(node, deep=True), node.value):
             where = f'line {key_node.start_mark.line + 1}: the key {key!r}'
             if not isinstance(key, str):
-                raise OptionError(f'{where} is no text; write it in quotes.')
+                raise OptionError(f'{where} is not text; write it in quotes.')
             if key in found:
-                raise OptionError(f'{where} stands twice in one block; YAML would forget the first one.')
+                raise OptionError(f'{where} appears twice in one block; YAML would drop the first one.')
             found[key] = value
         return found
 
@@ -43,8 +44,6 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
 
 
 class _ImportingLoader(_Loader):
-    """Imports what ``!!python/name:`` tags name, as the ``plugin:`` line does."""
-
     imports = True
 
 
@@ -54,15 +53,15 @@ _Loader.add_multi_constructor('tag:yaml.org,2002:python/name:', _Loader.named)
 
 def read_option_file(path: str | Path, changes: Sequence[str] = (), *, plugins: bool = True,
                      needed: Sequence[str] = ('name', 'num_gpu', 'datasets', 'path')) -> dict[str, Any]:
-    """The content of an option file with changes made.
+    """Return the content of an option file with changes applied.
 
     Args:
         path: The file.
         changes: ``KEY:KEY=VALUE`` each, as after ``--force_yml``.
         plugins: Whether to import what ``!!python/name:`` tags name.
-        needed: Keys that must be there; by default those that BasicSR reads at once.
+        needed: Required keys; by default those that BasicSR reads at once.
 
-    Raises OptionError, naming the file and the key, line or change.
+    Raises OptionError, which names the file and the key, line or change.
     """
     file = Path(path)
     if not file.is_file():
@@ -80,25 +79,25 @@ def read_option_file(path: str | Path, changes: Sequence[str] = (), *, plugins: 
 
 
 def parse(text: bytes | str, plugins: bool = False) -> Any:
-    """YAML as plain values; raises OptionError if it holds anything else, or too much."""
+    """Read YAML as plain values; raise OptionError if it holds anything else, or too many values."""
     try:
         content = yaml.load(text, _ImportingLoader if plugins else _Loader)
         _count(content)
     except OptionError:
         raise
     except RecursionError:
-        raise OptionError('blocks within blocks without end.') from None
-    # PyYAML's constructors fail with whatever Python raises at values such as "!!timestamp x" or "!!bool maybe".
+        raise OptionError('blocks are nested too deeply, or contain themselves.') from None
+    # PyYAML's constructors let through whatever Python raises for values such as "!!timestamp x" or "!!bool maybe".
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         refused = f'{error}'.replace('\n', ' ')
-        hint = ' Option files may name a plugin, and hold plain values.' if 'python/' in refused else ''
+        hint = ' Option files may name a plugin, and otherwise hold plain values only.' if 'python/' in refused else ''
         raise OptionError(f'not valid YAML: {refused}{hint}') from None
     return content
 
 
 def _count(content: Any, done: int = 0) -> int:
     if done > _MOST:
-        raise OptionError(f'more than {_MOST} values.')
+        raise OptionError(f'found more than {_MOST} values.')
     if isinstance(content, (dict, list, tuple, set)):
         for value in content.values() if isinstance(content, dict) else content:
             done = _count(value, done)
@@ -106,7 +105,7 @@ def _count(content: Any, done: int = 0) -> int:
 
 
 def make_change(content: MutableMapping[str, Any], change: str) -> None:
-    """Set ``KEY:KEY=VALUE`` in ``content``; raises OptionError unless all keys but the last are there."""
+    """Set ``KEY:KEY=VALUE`` in ``content``; raise OptionError unless all keys but the last exist."""
     names, equals, text = change.partition('=')
     *blocks, last = (name.strip() for name in names.split(':'))
     if not equals or not all((*blocks, last)):
@@ -116,18 +115,18 @@ def make_change(content: MutableMapping[str, Any], change: str) -> None:
         if not isinstance(block, MutableMapping) or name not in block:
             hint = suggest(name, map(str, block)) if isinstance(block, Mapping) else ''
             raise OptionError(f'--force_yml: {change}: the option file has no {": ".join(blocks[:place + 1])}; all '
-                              f'keys but the last must stand in it.{hint}')
+                              f'keys but the last must exist there.{hint}')
         block = block[name]
     if not isinstance(block, MutableMapping):
-        raise OptionError(f'--force_yml: {change}: {": ".join(blocks)} is no block, but {block!r}.')
+        raise OptionError(f'--force_yml: {change}: {": ".join(blocks)}: found {block!r}; expected a block.')
     with naming(f'--force_yml: {change}'):
         block[last] = parse_value(text.strip())
 
 
 def parse_value(text: str) -> Any:
-    """A value on the command line, as BasicSR reads it, and negative numbers, 1e-4 and unquoted lists as well.
+    """Read a value on the command line as BasicSR does, and also negative numbers, 1e-4 and unquoted lists.
 
-    Raises OptionError if a list, block or quoted text is not complete.
+    Raises OptionError if a list, block or quoted text is incomplete.
     """
     constants = {'~': None, 'none': None, 'true': True, 'false': False}
     if text.lower() in constants:

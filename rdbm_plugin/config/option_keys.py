@@ -1,4 +1,4 @@
-"""The keys of an option file, block by block, and what may stand there. Needs the standard library only."""
+"""The keys of an option file, block by block, and their allowed values. Needs the standard library only."""
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
@@ -38,7 +38,7 @@ def _name(key: str, value: Any) -> None:
         raise OptionError(f'{key}: found {value!r}; expected the name of a folder within experiments/.')
 
 
-_text = _is(lambda value: value and isinstance(value, str), 'text; put in quotes what YAML takes for something else')
+_text = _is(lambda value: value and isinstance(value, str), 'text; put it in quotes if YAML reads it as another type')
 _roots = _is(lambda value: value and all(isinstance(root, str) and root for root in (
     value if isinstance(value, list) else [value])), 'a path, or a list of paths')
 _switch = _is(lambda value: isinstance(value, bool), 'true or false')
@@ -46,7 +46,7 @@ _ratio = _is(lambda value: _is_number(value) and 0 < value < math.inf, 'a number
 _fraction = _is(lambda value: _is_number(value) and 0 <= value < 1, 'a number >= 0 and < 1, such as 0.999')
 # BasicSR's own files write !!float 5e3.
 _interval = _is(lambda value: _is_number(value) and value >= 1 and value % 1 == 0, 'a whole number of iterations')
-# numpy takes 32 bits, and every rank and worker adds its number.
+# numpy takes 32 bits, and every rank and worker adds its index.
 _seed = _int(0, 2**32 - 2**16)
 
 
@@ -59,8 +59,7 @@ KEYS: dict[str, dict[str, Kind | None]] = {
     'train': {'ema_decay': _fraction, 'node_t_share': None, 'own_start_share': None, 'passes': None,
               'pass_nodes': None, 'amp': None, 'grad_clip': None, 'micro_batches': _optional(_int(1)),
               'nonfinite_limit': _optional(_int(1)), 'capture': None, 'compile': _optional(_switch),
-              'optim_g': _block,
-              'scheduler': _block, 'total_iter': _interval, 'warmup_iter': _int(-1),
+              'optim_g': _block, 'scheduler': _block, 'total_iter': _interval, 'warmup_iter': _int(-1),
               'pixel_opt': _optional(_block), 'perceptual_opt': _optional(_block)},
     'val': {'val_freq': _interval, 'save_img': _switch, 'pbar': _switch, 'suffix': _optional(_text),
             'sampler': _optional(_block), 'metrics': _optional(_block), 'tile': None, 'tile_overlap': None,
@@ -72,13 +71,13 @@ KEYS: dict[str, dict[str, Kind | None]] = {
              'root': None, 'experiments_root': None, 'models': None, 'training_states': None, 'log': None,
              'visualization': None, 'results_root': None},
 }
-"""Block -> the keys that BasicSR and RDBMModel read there, and how they are checked here; '' is the top of the file."""
+"""Block -> the keys that BasicSR and RDBMModel read there, with their checks, if any; '' is the top of the file."""
 
 NEEDED = {'': ('name', 'num_gpu', 'datasets', 'path', 'train', 'logger'),
           'train': ('optim_g', 'scheduler', 'total_iter'),
           'datasets: train': ('batch_size_per_gpu', 'num_worker_per_gpu'),
           'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'), 'val': ('val_freq', 'save_img')}
-"""Block -> the keys without which BasicSR's training fails, some of them days after its start."""
+"""Block -> the keys without which BasicSR's training fails, for some of them only after days."""
 
 _DATASET = {**dict.fromkeys(('name', 'type', 'phase', 'scale', 'filename_tmpl', 'meta_info_file', 'io_backend',
                              'gt_size', 'use_hflip', 'use_rot', 'use_shuffle', 'color', 'mean', 'std')),
@@ -86,20 +85,20 @@ _DATASET = {**dict.fromkeys(('name', 'type', 'phase', 'scale', 'filename_tmpl', 
             'dataroot_gt': _optional(_roots), 'dataroot_lq': _optional(_roots),
             'prefetch_mode': _optional(lambda key, value: check_choice(key, value, ('cpu', 'cuda'))),
             'num_prefetch_queue': _int(1), 'pin_memory': _switch, 'persistent_workers': _switch}
-"""The same of BasicSR's PairedImageDataset, SingleImageDataset and their loaders; other data sets have more keys."""
+"""The same for BasicSR's PairedImageDataset, SingleImageDataset and their loaders; other data sets read more keys."""
 
 
 class UnknownKey(NamedTuple):
-    """A key that nobody is known to read."""
+    """A key that nothing is known to read."""
 
     block: str
     message: str
     mistaken: bool
-    """False for keys at the top of the file that resemble no known one: a lab may have keys of its own there."""
+    """False for keys at the top of the file that resemble no known key: a lab may have its own keys there."""
 
 
 def unknown_keys(opt: Mapping[str, Any]) -> Iterator[UnknownKey]:
-    """The keys that neither BasicSR nor RDBMModel reads, each with the nearest one that they do read."""
+    """Yield the keys that neither BasicSR nor RDBMModel reads, each with the nearest key that they do read."""
     for name, content, known in _blocks(opt):
         if known is _DATASET and content.get('type') not in ('PairedImageDataset', 'SingleImageDataset'):
             continue
@@ -107,26 +106,26 @@ def unknown_keys(opt: Mapping[str, Any]) -> Iterator[UnknownKey]:
             if key not in known:
                 homes = [other or 'the top of the file' for other in KEYS if key in KEYS[other]]
                 hint = f' It belongs under {homes[0]}; check its indentation.' if homes else suggest(str(key), known)
-                yield UnknownKey(name, f'key {key!r} is not known to be read by anyone.{hint}', bool(name or hint))
+                message = f'key {key!r} is unknown; neither BasicSR nor RDBMModel reads it.{hint}'
+                yield UnknownKey(name, message, bool(name or hint))
 
 
 def check_values(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError at the first value that its key cannot have, or at a key that training lacks."""
+    """Raise OptionError for the first value that its key does not allow, or key that training lacks."""
     for name, content, known in _blocks(opt):
         where = f'{name}: ' if name else ''
         for key in NEEDED.get(name, ()) if opt.get('is_train') else ():
             if key not in content:
                 raise OptionError(f'{where}key {key!r} is missing.{suggest(key, content)}')
         for key, value in content.items():
-            check = known.get(key)
-            if check is not None:
+            if check := known.get(key):
                 check(f'{where}{key}', value)
     if opt.get('is_train'):
         _check_training_set(opt)
 
 
 def _blocks(opt: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Kind | None]]]:
-    """Name, content and known keys of each block."""
+    """Yield the name, content and known keys of each block."""
     for name, known in KEYS.items():
         content = opt.get(name) if name else opt
         if isinstance(content, Mapping):
@@ -142,13 +141,13 @@ def _check_training_set(opt: Mapping[str, Any]) -> None:
     if train is None:
         raise OptionError(f"datasets: key 'train' is missing; found {', '.join(map(str, opt['datasets'])) or 'none'}.")
     if train.get('prefetch_mode') == 'cpu' and not train['num_worker_per_gpu']:
-        raise OptionError('datasets: train: prefetch_mode: cpu with num_worker_per_gpu: 0 would let two threads read '
-                          'one data set, and runs would not repeat; use workers.')
+        raise OptionError('datasets: train: prefetch_mode: found cpu with num_worker_per_gpu: 0; expected at least one '
+                          'worker, because runs do not repeat if two threads read one data set.')
     if train.get('prefetch_mode') == 'cuda' and (opt.get('num_gpu') == 0 or train.get('pin_memory') is not True):
-        raise OptionError('datasets: train: prefetch_mode: cuda needs a GPU and pin_memory: true.')
+        raise OptionError('datasets: train: prefetch_mode: found cuda; it needs a GPU and pin_memory: true.')
     for phase in opt['datasets']:
         if phase != 'train' and phase.split('_')[0] != 'val':
-            raise OptionError(f'datasets: {phase}: expected train, val, val_1, val_2, ... in a training.')
+            raise OptionError(f'datasets: {phase}: expected train, val, val_1, val_2, ... for training.')
     if len(opt['datasets']) > 1 and not opt.get('val'):
         raise OptionError('val: missing or empty, but there are validation sets; nothing would be validated.')
     parts = opt['train'].get('micro_batches') or 1

@@ -1,4 +1,4 @@
-"""Turning option blocks into objects, with errors that name the key. Needs the standard library only."""
+"""Checks option values and builds objects from option blocks. Needs the standard library only."""
 import difflib
 import inspect
 import math
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class OptionError(ValueError):
-    """A value in the option file cannot be used: the message names key, value and what is allowed."""
+    """A value in the option file cannot be used; the message names the key, the value and what is allowed."""
 
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Put the name of a block before what is said of its values."""
+    """Put the name of a block before the message of an OptionError about its values."""
     try:
         yield
     except OptionError as error:
@@ -22,7 +22,7 @@ def naming(where: str) -> Iterator[None]:
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """A sentence for the end of an error that names the nearest of ``allowed``; empty if none is near."""
+    """Return a sentence that suggests the nearest of ``allowed``, to end an error message; empty if none is near."""
     near = difflib.get_close_matches(name, allowed, n=1)
     return f' Did you mean {near[0]!r}?' if near else ''
 
@@ -45,11 +45,9 @@ def check_int(key: str, value: Any, low: int, high: int | None = None) -> int:
 
 def check_number(key: str, value: Any, low: float = -math.inf, high: float = math.inf, *,
                  above: float = -math.inf) -> float:
-    """Return ``value`` as a float if it is finite, in [low, high] and > ``above``; text such as '10/255' is exact.
-
-    YAML reads ``1e-4`` as text, so numbers written as text are accepted too.
-    """
+    """Return a number, or text such as '10/255', as a float if it is finite, in [low, high] and > ``above``."""
     try:
+        # Fractions are exact. YAML reads 1e-4 as text.
         number = float(Fraction(value.replace(' ', '')) if isinstance(value, str) else value)
         if isinstance(value, bool) or not math.isfinite(number):
             raise ValueError
@@ -63,7 +61,7 @@ def check_number(key: str, value: Any, low: float = -math.inf, high: float = mat
 
 
 def check_block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A copy of the block ``key`` of ``opt``; raises OptionError if there is none."""
+    """Return a copy of the block ``key`` of ``opt``; raise OptionError if there is none."""
     found = opt.get(key)
     if not isinstance(found, Mapping):
         raise OptionError(f'{key}: found {found!r}; expected a block of "key: value" lines.')
@@ -71,15 +69,13 @@ def check_block(opt: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_keys(where: str, options: Mapping[str, Any], target: Any, kind: str = '') -> None:
-    """Raise OptionError if ``options`` holds a key that ``target`` does not take, or lacks one that it needs.
-
-    ``kind`` is the type that was asked for, as a key may be left over from another one.
-    """
+    """Raise OptionError if ``options`` has a key that ``target``, of type ``kind``, does not take, or lacks a key."""
     parameters = dict(inspect.signature(target).parameters)
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in options:
         if key not in names and not takes_any:
+            # Naming the type helps when a key is left over from another type.
             raise OptionError(f'{where}: unknown key {key!r}{kind and f" of {kind}"}; allowed are type, '
                               f'{", ".join(names)}.{suggest(str(key), names)}')
     missing = [n for n in names if parameters[n].default is inspect.Parameter.empty and n not in options]
@@ -92,14 +88,14 @@ def build(where: str, options: Mapping[str, Any] | None, types: Mapping[str, Any
     """Build ``types[options['type']](**given, **rest of options)``.
 
     Args:
-        where: Name of the option block, for errors, e.g. ``'bridge'`` or ``'val: sampler'``.
-        options: The block itself; None counts as an empty one.
+        where: Name of the option block, for error messages, such as ``'bridge'`` or ``'val: sampler'``.
+        options: The block itself; None counts as an empty block.
         types: Name -> class.
         default: Type to use if the block names none.
-        given: Arguments that come from the program, not from the option file.
+        given: Arguments that the program sets, not the option file.
 
     Raises:
-        OptionError: The block is no mapping, its type is unknown, or a key is unknown, missing or out of its range.
+        OptionError: The block is not a mapping, its type is unknown, or a key is unknown, missing or out of range.
     """
     options = {} if options is None else check_block({where: options}, where)
     kind = check_choice(f'{where}: type', options.pop('type', default), types)

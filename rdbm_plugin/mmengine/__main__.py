@@ -6,7 +6,7 @@ from rdbm_plugin.config.options import OptionError
 
 
 def main() -> int:
-    """Train, and return the exit status: 2 for an error in command line or config."""
+    """Train, and return the exit status: 2 for an error in the command line or the config."""
     try:
         if find_spec('mmengine') is None:
             raise OptionError('mmengine is not installed: pip install mmengine')

@@ -1,4 +1,4 @@
-"""Metrics of BasicSR as metrics of mmengine. Needs both."""
+"""BasicSR's metrics as mmengine metrics. Needs both."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -6,28 +6,27 @@ from mmengine.evaluator import BaseMetric
 
 from rdbm_plugin.basicsr_host.lookup import of_basicsr
 from rdbm_plugin.config.options import OptionError, check_choice
+from rdbm_plugin.evaluation.scoring import scores
 from rdbm_plugin.evaluation.set_measures import Share, combined
 from rdbm_plugin.registry import METRICS
 
 
 @METRICS.register_module()
 class ProtocolMetric(BaseMetric):
-    """One metric of BasicSR's METRIC_REGISTRY, of degraded and restored images.
+    """A metric of BasicSR's METRIC_REGISTRY, for restored and degraded images.
 
-    Configs call it by the metric's name: ``val_evaluator=[dict(type='rdbm_plugin.psnr_rgb', crop_border=4)]``. It gives
-    ``psnr_rgb``, the mean over the restored images, ``psnr_rgb_degraded``, that over the degraded ones, and both for
-    each task if there are several, as ``derain/psnr_rgb``.
+    Configs use the metric's name: ``val_evaluator=[dict(type='rdbm_plugin.psnr_rgb', crop_border=4)]``. Results are
+    ``psnr_rgb``, the mean over restored images, and ``psnr_rgb_degraded``, the mean over degraded images; with several
+    tasks also both for each task, such as ``derain/psnr_rgb``.
 
     Args:
         protocol: Name of the metric.
-        options: Its other arguments.
+        options: Other arguments of the metric.
         prefix, collect_device: As in mmengine.
 
     Raises:
         OptionError: BasicSR is not installed, the metric is unknown, or it needs ground truth that a set lacks.
     """
-
-    default_prefix = None
 
     def __init__(self, protocol: str, options: Mapping[str, Any] | None = None, prefix: str | None = None,
                  collect_device: str = 'cpu') -> None:
@@ -39,10 +38,8 @@ class ProtocolMetric(BaseMetric):
         self.options = {'type': protocol, **(options or {})}
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Score results of BridgeRestorer."""
+        """Score the results of BridgeRestorer for a batch."""
         from basicsr.utils.img_util import tensor2img
-
-        from rdbm_plugin.evaluation.scoring import scores
         for sample in data_samples:
             image = {key: tensor2img(sample[key]) for key in ('lq', 'restored', 'gt') if key in sample}
             each = [scores(image[key], image.get('gt'), {self.protocol: self.options}, 'evaluator')[self.protocol]
@@ -50,7 +47,7 @@ class ProtocolMetric(BaseMetric):
             self.results.append((sample.get('task', ''), *each))
 
     def compute_metrics(self, results: list[tuple[str, float | Share, float | Share]]) -> dict[str, float]:
-        """Means of all images and of each task, or measures of these as sets."""
+        """Return means over all images and over each task, or measures of these as sets (FID, KID)."""
         groups = {'': results}
         tasks = dict.fromkeys(task for task, *_ in results)
         for task in tasks if len(tasks) > 1 else ():

@@ -1,4 +1,4 @@
-"""RDBM as a model of mmengine, for training and restoring with any of its runners. Needs mmengine."""
+"""RDBM as an mmengine model, for training and restoration with any mmengine runner. Needs mmengine."""
 import zlib
 from collections.abc import Mapping, Sequence
 from os import path as osp
@@ -21,14 +21,14 @@ Block = Mapping[str, Any]
 
 @MODELS.register_module()
 class PairPreprocessor(BaseDataPreprocessor):
-    """Moves batches to the device and into one form.
+    """Moves batches to the device and converts them to one format.
 
-    Takes ``{'lq', 'gt', ...}``, as our and BasicSR's data sets give it, or ``{'inputs', 'data_samples'}`` with clean
-    images in ``gt_img`` of the samples, as MMagic's do.
+    Accepts ``{'lq', 'gt', ...}``, from our and BasicSR's data sets, or ``{'inputs', 'data_samples'}`` with clean images
+    in ``gt_img`` of the samples, from MMagic's.
 
     Args:
         peak: Value of white: 1, or 255 for MMagic's batches.
-        bgr: Whether images are BGR, as MMagic's are by default.
+        bgr: Whether images are BGR, the default in MMagic.
 
     Raises:
         OptionError: ``peak`` is not above 0.
@@ -39,7 +39,7 @@ class PairPreprocessor(BaseDataPreprocessor):
         self.peak, self.bgr = check_number('model: data_preprocessor: peak', peak, above=0), bgr
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        """A batch as :meth:`BridgeRestorer.forward` takes it: images (N, C, H, W), RGB in [0, 1]."""
+        """Return the arguments of :meth:`BridgeRestorer.forward` for a batch: images (N, C, H, W), RGB in [0, 1]."""
         data = self.cast_data(data)
         if 'inputs' in data:
             samples = data.get('data_samples')
@@ -58,16 +58,16 @@ class PairPreprocessor(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class BridgeRestorer(BaseModel):
-    """Restores by a diffusion bridge from the degraded to the clean image.
+    """Restores images with a diffusion bridge from the degraded to the clean image.
 
-    Blocks are those of the option files for BasicSR; types without a scope are looked up in the plugin, in BasicSR,
-    then in mmengine. With RepeatableHook, training draws the same random numbers as RDBMModel: they follow from the
-    run's seed, the iteration and the sample's place in the batch of all ranks. Without it they come from torch's
+    Blocks have the keys of the option files for BasicSR. Types without a scope are looked up in the plugin, then in
+    BasicSR, then in mmengine. With RepeatableHook, training draws the same random numbers as RDBMModel, from the run's
+    seed, the iteration and the sample's position in the batch of all ranks. Without it, they come from torch's
     generator, and ranks need different seeds (``diff_rank_seed=True``).
 
     Args:
-        network: Takes (x_t, mu, t).
-        bridge: Default: the paper's.
+        network: A network that takes (x_t, mu, t).
+        bridge: Default: the paper's bridge.
         loss: ResidualModulatedLoss (default), or any loss of two images in [0, 1].
         sampler: Default: BridgeSampler with 10 steps.
         node_t_share, own_start_share: See :class:`rdbm_plugin.losses.objective.Objective`.
@@ -76,7 +76,7 @@ class BridgeRestorer(BaseModel):
         init_cfg: As in mmengine.
 
     Raises:
-        OptionError: Naming the key, what was found and what is allowed.
+        OptionError: An option cannot be used; the message names key, value and what is allowed.
     """
 
     def __init__(self, network: Block, bridge: Block | None = None, loss: Block | None = None,
@@ -94,21 +94,21 @@ class BridgeRestorer(BaseModel):
     def forward(self, lq: Tensor, gt: Tensor | None = None, task: Sequence[str] | None = None,
                 lq_path: Sequence[str] | None = None,
                 mode: str = 'tensor') -> dict[str, Tensor] | Tensor | list[dict[str, Any]]:
-        """The loss of a batch, or its restored images, as mmengine's loops ask for them.
+        """Return the loss or the restored images of a batch, as mmengine's loops request them.
 
         Args:
             lq: Degraded images, (N, C, H, W) in [0, 1].
-            gt: Clean images, the same.
-            task: Of each image; goes into the results.
-            lq_path: Of each image; its name seeds the noise, if the sampler adds any.
+            gt: Clean images, in the same format.
+            task: Task of each image, for the results.
+            lq_path: Path of each image; the file name seeds the noise, if the sampler adds any.
             mode: ``loss``, ``predict`` or ``tensor``.
 
         Returns:
-            ``loss``: {'loss_pix': ()}. ``tensor``: restored images, (N, C, H, W). ``predict``: for each image a
-            dict of ``lq``, ``restored`` and, if given, ``gt``, (C, H, W) in [0, 1] on the CPU, and ``task``.
+            ``loss``: {'loss_pix': ()}. ``tensor``: restored images, (N, C, H, W). ``predict``: a dict for each
+            image, with ``lq``, ``restored`` and, if given, ``gt``, (C, H, W) in [0, 1] on the CPU, and ``task``.
 
         Raises:
-            OptionError: ``loss`` is asked for without ``gt``.
+            OptionError: Mode ``loss`` without ``gt``.
         """
         if mode == 'loss':
             if gt is None:
@@ -125,12 +125,12 @@ class BridgeRestorer(BaseModel):
 
     @torch.no_grad()
     def restore(self, lq: Tensor, paths: Sequence[str] | None = None) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> restored, the same."""
+        """Restore images, (N, C, H, W) in [0, 1]; the file names in ``paths`` seed the noise."""
         seeds = [zlib.crc32(osp.basename(path).encode()) for path in paths or [''] * len(lq)]
         return lq + self.sampler(self.restoring, 2 * lq - 1, seeds).residual / 2
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """The network's output in float32, whatever precision it works in; (N, C, H, W)."""
+        """Return the network's output, (N, C, H, W) in float32, whatever precision it computes in."""
         return self.network(x_t, mu, t).float()
 
 

@@ -23,27 +23,28 @@ from rdbm_plugin.models.resuming import changed, remembered, replay, with_settin
 from rdbm_plugin.registry import HOOKS, OPTIM_WRAPPERS, STRATEGIES
 
 _COMPARED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
-"""Blocks of the config that decide what is trained."""
+"""Blocks of the config that determine the training."""
 
 
 @HOOKS.register_module()
 class RepeatableHook(Hook):
-    """Makes nodes, noise and our data sets functions of seed and iteration alone, in resumed runs too.
+    """Makes nodes, noise and our data sets depend only on seed and iteration, also in resumed runs.
 
-    To resume, mmengine reads all earlier batches again; our data sets need not. Others keep mmengine's order. mmengine
-    takes optimizer settings and schedules from the checkpoint; here the config decides, and changes are logged.
+    When mmengine resumes, it reads all earlier batches again; this hook skips them for our data sets, and other data
+    sets keep mmengine's order. Optimizer settings and schedules come from the config instead of the checkpoint, and
+    changes are logged.
 
     Raises:
-        OptionError: Ranks have the same seed, or ``persistent_workers``, which would not learn the iteration, is on.
+        OptionError: Ranks share a seed, or ``persistent_workers`` is on, whose workers would not learn the iteration.
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Put the optimizer settings and schedules of the config into a checkpoint that a run resumes."""
+        """Replace the optimizer settings and schedules in a checkpoint to resume by those of the config."""
         if not (runner.cfg.get('resume') and isinstance(runner.optim_wrapper, OptimWrapper)):
             return
         meta, schedulers = checkpoint['meta'], runner.param_schedulers or []
         changes = changed(meta['options'], _options(runner)) if 'options' in meta else [
-            'The checkpoint does not tell which options it was trained with; those of the config hold from here.']
+            'The checkpoint does not tell which options it was trained with; training uses those of the config.']
         if not changes:
             return
         runner.logger.warning('\n'.join(changes))
@@ -57,8 +58,8 @@ class RepeatableHook(Hook):
             checkpoint['optimizer']['base_param_settings'] = fresh['base_param_settings']
 
     def before_train(self, runner: Any) -> None:
-        """Agree on the seed, and start the data at the run's iteration."""
-        # The run's seed is that of rank 0; mmengine has added the rank to the others.
+        """Share the seed among ranks, and start our data sets at the run's iteration."""
+        # mmengine has added the rank to the seed of each process; rank 0 has the run's seed.
         seed = torch.tensor(runner.seed)
         broadcast(seed)
         self.seed = int(seed)
@@ -74,25 +75,25 @@ class RepeatableHook(Hook):
         count_batches(runner.iter)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             if isinstance(loader.sampler, InfiniteSampler):
-                # mmengine's sampler ends for good with its first iterator; our data sets need no indices.
+                # mmengine's sampler cannot be iterated a second time; our data sets ignore the indices.
                 loader.sampler.indices = repeat(0)
             runner.train_loop.dataloader_iterator = _batches(loader, runner.iter)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed the global generators, for dropout."""
+        """Seed the global generators, which dropout uses."""
         seed_step(self.seed, runner.iter + 1, get_rank())
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Give our data sets the iteration."""
+        """Pass the iteration to our data sets."""
         self.trained = runner.iter + 1
         count_batches(self.trained)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Save options and iteration; FlexibleRunner counts one too many when it saves after a validation."""
+        """Save options and iteration; FlexibleRunner's count is one too high when it saves after a validation."""
         checkpoint['meta'].update(iter=self.trained, options=_options(runner))
 
     def after_train(self, runner: Any) -> None:
-        """Let later draws come from torch's generator again."""
+        """Make later draws use torch's generator again."""
         runner.message_hub.pop_info('step_seed')
 
 
@@ -101,22 +102,22 @@ def _options(runner: Any) -> str:
 
 
 def _batches(loader: DataLoader, had: int) -> Iterator[Any]:
-    """Batches without end, after as many empty ones as mmengine is going to skip."""
+    """Yield batches forever, after ``had`` empty ones, which mmengine skips."""
     yield from repeat(None, had)
     while True:
         batch = None
         for batch in loader:
             yield batch
         if batch is None:
-            raise OptionError('train_dataloader: sampler: it does not fill one batch; expected InfiniteSampler.')
+            raise OptionError('train_dataloader: sampler: found less than one batch; expected InfiniteSampler.')
 
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Keeps only plain values in checkpoints, as torch by default loads no others, so that runs can be resumed."""
+    """Keeps only plain values in checkpoints, so that runs can be resumed: by default torch loads no others."""
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Reduce the message hub to its plain values; curves in the logs are not affected."""
+        """Reduce the message hub to its plain values; the curves in the logs stay complete."""
         info = checkpoint['message_hub']['runtime_info']
         plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in info.items()}
         kept = (str, int, float, bool, list, type(None))
@@ -126,7 +127,7 @@ class PlainCheckpointHook(Hook):
 
 @HOOKS.register_module()
 class PictureHook(Hook):
-    """Shows the first ``images`` of a validation, degraded, restored and clean, in the run's visualizer."""
+    """Shows the first image of the first ``images`` validation batches in the visualizer: degraded, restored, clean."""
 
     def __init__(self, images: int = 5) -> None:
         self.images = images
@@ -142,11 +143,11 @@ class PictureHook(Hook):
 
 @OPTIM_WRAPPERS.register_module()
 class Bf16OptimWrapper(OptimWrapper):
-    """Runs the network in bfloat16, on CPUs too, which mmengine's AmpOptimWrapper refuses."""
+    """Runs the network in bfloat16, also on CPUs, where mmengine's AmpOptimWrapper fails."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """The context of the forward pass."""
+        """Return the context for the forward pass."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
@@ -154,12 +155,12 @@ class Bf16OptimWrapper(OptimWrapper):
 
 @STRATEGIES.register_module()
 class ResumableFSDPStrategy(FSDPStrategy):
-    """mmengine's FSDPStrategy, made to work on CPUs, and to resume with the argument order of torch 2."""
+    """mmengine's FSDPStrategy, adapted to CPUs, and to torch 2's argument order when resuming."""
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not torch.cuda.is_available():
             self.model_wrapper = {'device_id': torch.device('cpu'), **(self.model_wrapper or {})}
-            # Offloading from CPU to CPU copies nothing: torch would save one buffer under every name.
+            # Offloading from CPU to CPU makes no copy, so torch would save one buffer under every name.
             self.optim_state_dict_config.offload_to_cpu = False
         # Sharded optimizer states lose channels_last.
         return super()._wrap_model(model.to(memory_format=torch.contiguous_format))

@@ -161,7 +161,7 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     assert contents(fork) == before
     shown = doctor('--install-into', fork)
     assert f'python basicsr/train.py {FLAGS[loop]} options/train_rdbm_universal.yml' in shown
-    assert ('"mini_batch_sizes: [20]" as batch_size_per_gpu' in shown) == (loop == 'progressive')
+    assert ('"mini_batch_sizes: [20]" with batch_size_per_gpu' in shown) == (loop == 'progressive')
     shrink(fork)
     environment, flag = {'PYTHONPATH': str(fork)}, FLAGS[loop]
     printed = command('basicsr/train.py', flag, 'options/train_rdbm_universal.yml', cwd=fork, env=environment).stdout
@@ -176,7 +176,7 @@ def test_fork_without_registries_trains_and_tests(tmp_path, loop):
     printed = command('basicsr/test.py', flag, 'options/test_rdbm_universal.yml', cwd=fork, env=environment).stdout
     assert (fork / 'results/test_rdbm_universal/table.csv').is_file() and 'average' in printed
     shutil.rmtree(fork / 'experiments'), shutil.rmtree(fork / 'results')
-    assert 'Nothing is to be changed.' in doctor('--install-into', fork), 'changed option files are the user\'s'
+    assert 'Nothing to change.' in doctor('--install-into', fork), 'changed option files are the user\'s'
     doctor('--codebase', fork, '--undo')
     after = contents(fork)
     kept = {path.name for path in after.keys() - before.keys()}
@@ -212,8 +212,8 @@ def test_a_package_on_an_installed_basicsr_is_recognised(tmp_path, script, pin, 
     found = look_at(tmp_path)
     assert (found.kind, found.script, found.pinned, found.stages) == (PLUGIN, script, pinned, True)
     shown = doctor('--codebase', tmp_path)
-    assert f'it asks for {pinned or "no BasicSR"}' in shown and f'python {script} -opt OPTIONS.yml' in shown
-    assert 'Nothing is to be changed.' in doctor('--install-into', tmp_path)
+    assert f'its requirements name {pinned or "no BasicSR"}' in shown and f'python {script} -opt OPTIONS.yml' in shown
+    assert 'Nothing to change.' in doctor('--install-into', tmp_path)
     assert not undoing(found)
 
 
@@ -343,4 +343,4 @@ def test_code_bases_without_basicsr_are_told_what_works(tmp_path, mark, name, wo
     (tmp_path / 'train.py').write_text('import torch\n')
     shown = doctor('--codebase', tmp_path)
     assert f'{tmp_path}: {name}, which has no BasicSR' in shown and works in shown and 'rdbm compare' in shown
-    assert 'Nothing is to be changed.' in doctor('--install-into', tmp_path)
+    assert 'Nothing to change.' in doctor('--install-into', tmp_path)

@@ -57,7 +57,7 @@ SURPRISES = {
     'metrics at the top': (edited('  metrics:\n    psnr:', 'metrics:\n    psnr:'),
                            ["key 'metrics'", 'belongs under val']),
     'val left out': (TEXT[:TEXT.index('# Validation -')] + TEXT[TEXT.index('# Logs -'):], ['val: missing or empty']),
-    'two blocks of one name': (TEXT + '\nval:\n  val_freq: 5\n', ["key 'val' stands twice", 'line']),
+    'two blocks of one name': (TEXT + '\nval:\n  val_freq: 5\n', ["key 'val' appears twice", 'line']),
     'key at the top': (TEXT + '\nsave_img: true\n', ["key 'save_img'", 'belongs under val']),
     'misspelt block': (edited('\nlogger:', '\nloger:'), ["key 'loger'", "Did you mean 'logger'?"]),
     'misspelt key': (edited('  ema_decay: 0.997', '  ema_deacy: 0.997'), ["key 'ema_deacy'", "'ema_decay'"]),
@@ -74,7 +74,7 @@ SURPRISES = {
     'another phase': (edited('  val_1: {', '  test_1: {'), ['datasets: test_1']),
     'seed': (edited('manual_seed: 0', 'manual_seed: -1'), ['manual_seed: found -1']),
     'program': (edited('scale: 1 ', 'scale: !!python/object/apply:os.getcwd [] #'), ['Option files may name a plugin']),
-    'key that is no text': (TEXT + '\n1: 2\n', ['the key 1 is no text']),
+    'key that is no text': (TEXT + '\n1: 2\n', ['the key 1 is not text']),
     'block without end': ('a: &a [*a]', ['recursive']),
     'billion laughs': ('a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(
         f'{c}: &{c} [{",".join(["*" + p] * 9)}]\n' for p, c in zip('abcdefgh', 'bcdefghi')), ['more than 100000']),
@@ -119,8 +119,8 @@ def test_values_that_are_none_are_refused(text):
 
 @pytest.mark.parametrize(('change', 'words'), [
     ('train', 'expected KEY:KEY=VALUE'), ('=3', 'expected KEY:KEY=VALUE'), ('train::x=3', 'expected KEY:KEY=VALUE'),
-    ('tarin:lr=3', "has no tarin; all keys but the last must stand in it. Did you mean 'train'?"),
-    ('name:x=3', 'name is no block'), ('train:total_iter:x=3', 'total_iter is no block'),
+    ('tarin:lr=3', "has no tarin; all keys but the last must exist there. Did you mean 'train'?"),
+    ('name:x=3', 'name: found'), ('train:total_iter:x=3', 'total_iter: found'),
     ('train:a=[1', 'not valid YAML')])
 def test_changes_that_cannot_be_made_are_named(change, words):
     content = parse(TEXT)

@@ -132,7 +132,7 @@ def cosine(base, length, places):
 STEPS = '''
 param_scheduler = dict(_delete_=True, type='MultiStepLR', by_epoch=False, milestones=[2, 5], gamma=0.1)
 '''
-OTHER = 'Resumed with another option than before: '
+OTHER = 'Resumed with a changed option: '
 
 
 @pytest.mark.parametrize(('start', 'more', 'changes', 'rates', 'words'), [
@@ -301,7 +301,7 @@ def test_nothing_else_needs_mmengine(tmp_path):
     (['nothing.py'], "config: no file 'nothing.py'"),
     (['broken.py'], 'config: broken.py: NameError:'),
     ([QUICKSTART, '--cfg-options', 'train_cgf.max_iters=3'], "has no 'train_cgf'. Did you mean 'train_cfg'?"),
-    ([QUICKSTART, '--launcher', 'pytorch'], '--launcher pytorch: RANK is not set; start this command by torchrun.'),
+    ([QUICKSTART, '--launcher', 'pytorch'], '--launcher pytorch: RANK is not set; start this command with torchrun.'),
     ([QUICKSTART, '--work-dir', 'old'], 'work_dir: old has checkpoints of an earlier run (iter_2.pth); resume it'),
     ([QUICKSTART, '--cfg-options', 'model.bridge.timestep=3'], "bridge: unknown key 'timestep'"),
     ([QUICKSTART, '--cfg-options', 'model.network.type=RDBMUnet'], "Did you mean 'RDBMUNet'?"),
