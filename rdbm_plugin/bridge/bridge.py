@@ -30,31 +30,31 @@ class ResidualBridge:
         x_t = mu + mean_coef[t] * residual + std_coef[t] * pi * eps
 
     Node 0 of the T+1 nodes is x0 (mean_coef 1, std_coef 0), node T is mu (both 0). All images are (N, C, H, W) in
-    [-1, 1]; ``t`` is a (N,) int64 tensor of nodes, on the CPU or with the images; coefficients are float64. Other
-    bridges are settings of this one, see :mod:`rdbm_plugin.bridge.family`. A network may predict, with n = pi * eps:
+    [-1, 1]; ``t`` is an (N,) int64 tensor of nodes on the CPU or the device of the images; coefficients are float64.
+    Other bridges are settings of this one, see :mod:`rdbm_plugin.bridge.family`. With n = pi * eps, a network predicts
 
     - ``residual``: x0 - mu, or ``x0`` itself.
-    - ``noise``: n, the paper's target; at a pinned node T the residual, as x_T = mu says nothing about n (0/0).
+    - ``noise``: n, the paper's target; at a pinned node T the residual, as x_T = mu does not depend on n (0/0).
     - ``velocity``: cos(phi) residual - sin(phi) n with tan(phi) = mean_coef / std_coef: a rotation of the two, well
       conditioned at every node, and the residual itself at node T.
 
     Args:
-        modulation: pi. ``residual`` (RDBM: clean pixels get no noise), ``one`` (OU bridges), ``zero`` (no noise).
+        modulation: pi: ``residual`` (RDBM: clean pixels get no noise), ``one`` (OU bridges) or ``zero`` (no noise).
         schedule: ``cosine``, ``linear``, ``cosine_rate``, ``sigmoid`` or ``constant``, or a list of T rates theta > 0.
         timesteps: T, at least 1.
         stationary_variance: lambda > 0, a *variance* in units of the [-1, 1] range; number or text such as '10/255'.
-        prediction: What the network gives: ``x0``, ``residual``, ``noise`` or ``velocity``.
+        prediction: What the network predicts: ``x0``, ``residual``, ``noise`` or ``velocity``.
         total: If given, rescales the schedule so that theta_bar_{0:T} has this value.
-        brownian: The limit of no mean reversion at constant stationary_variance * rate, a Brownian bridge of total
-            variance 2 * stationary_variance * total.
-        soft_end: delta >= 0, number or 'inf': the accumulated rate from node T to the pin at mu; mean_coef and
-            std_coef then are not 0 at node T. 'inf': no pin, an OU process.
-        reversion_level: m, the value in [-1, 1] that the process reverts to; default mu. The mean then is
+        brownian: Whether to take the limit of no mean reversion at constant stationary_variance * rate: a Brownian
+            bridge of total variance 2 * stationary_variance * total.
+        soft_end: delta >= 0, number or 'inf': the accumulated rate from node T to the pin at mu, so that mean_coef and
+            std_coef are not 0 at node T. 'inf': no pin, an OU process.
+        reversion_level: m, the value in [-1, 1] to which the process reverts; default mu. The mean then is
             Theta x0 + Phi mu + (1 - Theta - Phi) m with Phi = sinh(theta_bar_{0:t}) / sinh(theta_bar_{0:T}).
 
     Raises:
-        OptionError: An argument is out of its range, or prediction 'noise' goes with modulation 'zero', or a
-            reversion_level with a soft_end.
+        OptionError: An argument is out of range, or arguments contradict each other: prediction 'noise' and modulation
+            'zero', a reversion_level and a soft_end, or brownian and soft_end 'inf'.
     """
 
     def __init__(self, modulation: str = 'residual', schedule: str | Sequence[float] = 'cosine', timesteps: int = 100,
@@ -75,17 +75,14 @@ class ResidualBridge:
         if reversion_level is not None:
             self.reversion_level = check_number('reversion_level', reversion_level, -1, 1)
             if self.soft_end:
-                raise OptionError(f'reversion_level: found {reversion_level!r} with soft_end {soft_end!r}; with a soft '
-                                  'end the bridge reverts to mu.')
+                raise OptionError(f'reversion_level: found {reversion_level!r} with soft_end {soft_end!r}; leave out '
+                                  'one of them: a bridge with a soft end reverts to mu.')
         if self.brownian and infinite:
-            raise OptionError("soft_end: found 'inf' with brownian; without mean reversion expected a finite number.")
-        self._make_tables(rates(schedule, timesteps, total))
-
-    def _make_tables(self, theta: Tensor) -> None:
-        self.theta = theta
+            raise OptionError("soft_end: found 'inf' with brownian; expected a finite number without mean reversion.")
         self._copies: dict[tuple[str, torch.device], Tensor] = {}
+        self.theta = theta = rates(schedule, timesteps, total)
         zero = theta.new_zeros(1)
-        # theta_bar_{t:T} is summed from node T: the total minus theta_bar_{0:t} has no digits left near there.
+        # theta_bar_{t:T} is summed from node T: near it, the total minus theta_bar_{0:t} would lose all digits.
         self.theta_bar_0t = a = torch.cat([zero, theta.cumsum(0)])
         self.theta_bar_tT = b = torch.cat([theta.flip(0).cumsum(0).flip(0), zero]) + self.soft_end
         self.mean_coef = closed_form.mean_coef(a, b, self.brownian)
@@ -108,7 +105,7 @@ class ResidualBridge:
         return self.soft_end == 0
 
     def centre(self, mu: Tensor, t: Tensor) -> Tensor:
-        """x_t less the z of :meth:`marginal`: mu, or with a reversion level a mix of both; (N, C, H, W)."""
+        """x_t minus the z of :meth:`marginal`: mu, or a mix of mu and the reversion level; (N, C, H, W)."""
         if self.reversion_level is None:
             return mu
         return mu + self._at('_gap', t, mu) * (mu - self.reversion_level)
@@ -120,21 +117,21 @@ class ResidualBridge:
         return torch.cat([inner.new_full((1,), torch.inf), inner])
 
     def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
-        """The values of a table at nodes ``t``, (N, 1, 1, 1), where ``like`` is."""
+        """The values of a table at nodes ``t``, (N, 1, 1, 1), with the device and dtype of ``like``."""
         return self._on(table, t.device)[t].to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
 
     def _on(self, table: str, device: torch.device) -> Tensor:
-        # Nodes on the images' device find their values there: nothing waits for the CPU.
+        # The table is copied to the device of the nodes, so that no look-up waits for the CPU.
         if device.type == 'cpu':
             return getattr(self, table)
         if (table, device) not in self._copies:
-            # Apple's GPUs have no float64.
+            # Apple's GPUs do not support float64.
             dtype = torch.float32 if device.type == 'mps' else torch.float64
             self._copies[table, device] = getattr(self, table).to(device, dtype)
         return self._copies[table, device]
 
     def _at_mu(self, t: Tensor, like: Tensor) -> Tensor:
-        # No "and" with a bool: TorchScript has none.
+        # TorchScript cannot combine a tensor and a bool with "and".
         return (t == (self.timesteps if self.pinned else -1)).to(like.device).view(-1, 1, 1, 1)
 
     def modulate(self, residual: Tensor, eps: Tensor) -> Tensor:
@@ -148,11 +145,11 @@ class ResidualBridge:
         return self._at('mean_coef', t, residual) * residual + self._at('std_coef', t, residual) * n
 
     def noise_of(self, z: Tensor, residual: Tensor, t: Tensor) -> Tensor:
-        """The n with which :meth:`marginal` gives ``z``, at nodes 1 to T-1; (N, C, H, W)."""
+        """The n for which :meth:`marginal` returns ``z``, at nodes 1 to T-1; (N, C, H, W)."""
         return (z - self._at('mean_coef', t, z) * residual) / self._at('std_coef', t, z)
 
     def target(self, residual: Tensor, n: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """The network's target at nodes ``t``, inverse of :meth:`to_residual`; (N, C, H, W)."""
+        """The network's target at nodes ``t``, the inverse of :meth:`to_residual`; (N, C, H, W)."""
         if self.prediction == 'x0':
             return mu + residual
         if self.prediction == 'noise':
@@ -177,7 +174,7 @@ class ResidualBridge:
     def error_gain(self, quantity: str, t: Tensor) -> Tensor:
         """|error of ``quantity``| / |error of the residual| at nodes ``t``; (N,), float64 unless all are 1.
 
-        ``noise``: Theta_t / Sigma_t, at a pinned node T 1; ``velocity``: sqrt(1 + Theta_t^2 / Sigma_t^2); others: 1.
+        ``noise``: Theta_t / Sigma_t, but 1 at a pinned node T; ``velocity``: sqrt(1 + Theta_t^2 / Sigma_t^2); else 1.
         """
         if check_choice('quantity', quantity, PREDICTIONS) in ('residual', 'x0'):
             return torch.ones_like(t, dtype=torch.float32)
@@ -192,8 +189,8 @@ class ResidualBridge:
     def step(self, s: int, t: int, eta: float = 0.0) -> Step:
         """Weights of the reverse step from node t to node s < t.
 
-        eta = 0 is the deterministic step of the paper (Eq. 19), eta = 1 the posterior; every eta in [0, 1] has the same
-        marginals. A step from a pinned node T gives the marginal of node s, one to node 0 the residual estimate.
+        eta = 0 is the deterministic step of the paper (Eq. 19), eta = 1 the posterior; all eta in [0, 1] have the same
+        marginals. A step from a pinned node T gives the marginal of node s, a step to node 0 the residual estimate.
         """
         if s == 0:
             return Step(0.0, 1.0, 0.0)
@@ -213,20 +210,20 @@ class ResidualBridge:
         return Step(float(z_weight), float(self.mean_coef[s] - self.mean_coef[t] * z_weight), omega_squared**0.5)
 
     def mean_step(self, s: int, t: int) -> Step:
-        """The step to the posterior's mean, without noise: GOUB's mean-ODE (arXiv 2312.10299), solved exactly."""
+        """The step to the mean of the posterior, without noise: GOUB's mean-ODE (arXiv 2312.10299), solved exactly."""
         if self.modulation == 'zero':
             return self.step(s, t)
         k, c, _ = self.posterior(s, t)
         return Step(k, c, 0.0)
 
     def curvature(self, s: int, t: int, u: int, variable: str = 'phi') -> float:
-        """Weight of r_hat(t) - r_hat(u), u > t > s, that makes ``step(s, t)`` one of second order.
+        """Weight of r_hat(t) - r_hat(u), u > t > s, that makes ``step(s, t)`` second order.
 
-        It is what a residual estimate that is linear in ``variable`` adds to the exact solution
-        z_s = Sigma_s / Sigma_t z_t + Sigma_s int r_hat drho with rho = Theta / Sigma.
+        It follows from the exact solution z_s = Sigma_s / Sigma_t z_t + Sigma_s int r_hat drho with rho = Theta / Sigma
+        for a residual estimate that is linear in ``variable``.
 
         Args:
-            s, t, u: Node to step to, node to step from, and the node of the estimate before.
+            s, t, u: Node to step to, node to step from, and node of the previous estimate.
             variable: ``rho``: log rho, as in DPM-Solver++ (arXiv 2211.01095) and DBIM (arXiv 2405.15885), infinite at
                 node 0 and at a pinned node T. ``phi``: arctan rho, finite everywhere. Without noise both are Theta.
         """
@@ -244,5 +241,5 @@ class ResidualBridge:
     def nodes(self, steps: int) -> list[int]:
         """Evenly spaced nodes T = t_0 > ... > t_steps = 0; raises OptionError unless ``steps`` is from 1 to T."""
         check_int('steps', steps, 1, self.timesteps)
-        # In integers: rounding a grid of floats skips or repeats nodes for some counts.
+        # Integer arithmetic: rounding a grid of floats skips or repeats nodes for some counts.
         return [i * self.timesteps // steps for i in range(steps, -1, -1)]

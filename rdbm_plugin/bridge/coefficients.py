@@ -4,9 +4,9 @@ Written with ``expm1`` of negative arguments: accurate to a few rounding errors 
 in float32 and float64, where the textbook ``sinh`` forms overflow.
 
 Notation: ``a`` = theta_bar_{0:t}, ``b`` = theta_bar_{t:T} (>= 0, same shape, same dtype), ``variance`` = lambda,
-the stationary variance. For two nodes s < t (s nearer x0), ``d`` = theta_bar_{s:t}. With ``b`` > 0 at node T, ``inf``
-allowed, the bridge has a soft end: it stops before its pin. ``flat`` is the limit of no mean reversion at constant
-lambda * rate: sinh(x) becomes x, the OU bridge a Brownian one.
+the stationary variance. For two nodes s < t (s nearer x0), ``d`` = theta_bar_{s:t}. If ``b`` > 0 at node T, up to
+``inf``, the bridge has a soft end: it stops before its pin. ``flat`` is the limit of no mean reversion at constant
+lambda * rate: sinh(x) becomes x, and the OU bridge becomes Brownian.
 """
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def _functions(flat: bool) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """exp(-x) and expm1(-2x), or what is left of them for small x, up to factors that cancel in every form below."""
+    """exp(-x) and expm1(-2x) or, if ``flat``, their limits for small x; other factors cancel in every form below."""
     if flat:
         return torch.ones_like, lambda x: -2 * x
     return lambda x: torch.exp(-x), lambda x: torch.expm1(-2 * x)
@@ -69,7 +69,7 @@ def residual_step(a_s: Tensor, a_t: Tensor, b_s: Tensor, b_t: Tensor, d: Tensor,
 
 
 def reversion_gap(a: Tensor, b: Tensor, flat: bool = False) -> Tensor:
-    """sinh(a) / sinh(a + b) + Theta_t - 1 <= 0: minus the weight of the reversion level, if that is not mu."""
+    """sinh(a) / sinh(a + b) + Theta_t - 1 <= 0: the negative weight of a reversion level other than mu."""
     if flat:
         return torch.zeros_like(a)
     # cosh((b - a) / 2) / cosh((a + b) / 2) - 1, as a product that is 0 at both ends.

@@ -1,8 +1,7 @@
 """Published bridges as settings of :class:`rdbm_plugin.bridge.bridge.ResidualBridge`. Needs torch only.
 
-Each docstring gives the mapping and where the published code differs. Variances are in units of the range [-1, 1]:
-those published for images in [0, 1] are four times as large here. ``timesteps``, ``schedule`` and ``prediction`` are as
-for ResidualBridge.
+Each docstring gives the mapping and its differences from the published code. Variances are in units of the range
+[-1, 1], four times those for images in [0, 1]. ``timesteps``, ``schedule``, ``prediction``: see ResidualBridge.
 """
 import math
 
@@ -16,7 +15,7 @@ class FlowMatching(ResidualBridge):
     """Rectified flow between mu and x0 (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003).
 
     x_t = (1 - u) x0 + u mu with u = t/T: modulation zero, Brownian clock. Its velocity dx/du is -residual. Exact.
-    ``prediction: noise`` is refused.
+    ``prediction: noise`` raises OptionError.
     """
 
     def __init__(self, timesteps: int = 100, prediction: str = 'residual') -> None:
@@ -27,7 +26,7 @@ class BrownianBridge(ResidualBridge):
     """BBDM (Li et al., arXiv 2205.07680).
 
     Mean (1 - m) x0 + m mu, variance 2 s (m - m^2): modulation one, Brownian clock, lambda = s at total 1. Exact in m.
-    Here m = t/T; in the published code m runs from 0.001 to 0.999, so its ends are not quite pinned, and its eta
+    Here m = t/T. In the published code, m runs from 0.001 to 0.999, so that its ends are not exactly pinned, and eta
     changes the marginals, which here are the same for every eta.
 
     Args:
@@ -44,12 +43,12 @@ class VEBridge(ResidualBridge):
     """DDBM with a variance-exploding process (Zhou et al., arXiv 2309.16948).
 
     Weight of mu u = sigma_t^2 / sigma_T^2, variance sigma_T^2 u (1 - u): modulation one, Brownian clock whose rates are
-    the increments of sigma^2, lambda = 1/2. Exact. Nodes are evenly spaced in sigma_t, as there sigma_t = t. The
-    published sigma_max is 80 and needs their preconditioned network; 1 suits a network that sees x_t as it is.
+    the increments of sigma^2, lambda = 1/2. Exact. Nodes are evenly spaced in sigma_t, as in the paper (sigma_t = t).
+    The published sigma_max of 80 needs their preconditioned network; 1 suits a network whose input is x_t itself.
 
     Args:
         sigma_max: sigma_T > 0.
-        prediction: Theirs is x0.
+        prediction: The paper's is x0.
     """
 
     def __init__(self, timesteps: int = 100, sigma_max: float | str = 1.0, prediction: str = 'residual') -> None:
@@ -68,7 +67,7 @@ class VPBridge(ResidualBridge):
     Args:
         beta_min: beta at x0, > 0.
         beta_d: beta at mu minus beta_min, >= 0.
-        prediction: Theirs is x0.
+        prediction: The paper's is x0.
     """
 
     def __init__(self, timesteps: int = 100, beta_min: float | str = 0.1, beta_d: float | str = 2.0,
@@ -89,7 +88,7 @@ class OUBridge(ResidualBridge):
     Args:
         max_sigma: In 1/255 of the range [0, 1], > 0.
         eps: exp(-theta_bar_{0:T}), between 0 and 1.
-        prediction: Theirs is noise.
+        prediction: The paper's is noise.
     """
 
     def __init__(self, timesteps: int = 100, max_sigma: float | str = 30, eps: float | str = 0.005,
@@ -107,7 +106,7 @@ class I2SB(ResidualBridge):
 
     Args:
         beta_max: T times the largest beta, > 0; betas rise quadratically to the middle and fall again.
-        prediction: Theirs is (x_t - x0) / s.
+        prediction: The paper's is (x_t - x0) / s.
     """
 
     def __init__(self, timesteps: int = 100, beta_max: float | str = 0.3, prediction: str = 'residual') -> None:
@@ -120,14 +119,14 @@ class I2SB(ResidualBridge):
 
 
 class UniDB(ResidualBridge):
-    """UniDB (Zhu et al., arXiv 2502.05749): GOUB with a finite penalty gamma on missing mu.
+    """UniDB (Zhu et al., arXiv 2502.05749): GOUB with a finite penalty gamma on the distance to mu.
 
     A bridge whose pin lies delta = log(1 + 1 / (lambda gamma)) / 2 beyond node T, with their lambda (of images in
     [0, 1]). The mean is exact; the standard deviation is that of their controlled equation, sqrt(2 lambda sinh(L)
-    sinh(delta) / sinh(L + delta)) at node T, where their code keeps GOUB's, 0.
+    sinh(delta) / sinh(L + delta)) at node T, whereas their code uses GOUB's, which is 0 there.
 
     Args:
-        gamma: Penalty > 0; large is GOUB.
+        gamma: Penalty > 0; large values give GOUB.
         max_sigma, eps: As for OUBridge.
     """
 

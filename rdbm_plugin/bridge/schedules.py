@@ -1,4 +1,4 @@
-"""Rates of the bridge: ``theta[i]`` is that between nodes i and i+1; node 0 is x0, node T is mu. Needs torch only."""
+"""Rates of the bridge: ``theta[i]`` belongs to nodes i to i+1; node 0 is x0, node T is mu. Needs torch only."""
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ def _cosine(steps: int) -> Tensor:
 
 
 def _cosine_rate(steps: int) -> Tensor:
-    """Rates that rise along a squared sine: one minus the cosine schedule itself, as IR-SDE and GOUB use it."""
+    """Rates that rise along a squared sine: one minus the cosine schedule itself, as in IR-SDE and GOUB."""
     grid = (torch.arange(steps, dtype=torch.float64) + 2) / (steps + 2)
     curve = torch.cos((torch.cat([grid.new_zeros(1), grid]) + 0.008) / 1.008 * math.pi / 2).square()
     return 1 - curve[1:] / curve[0]
@@ -35,7 +35,7 @@ def rates(schedule: str | Sequence[float], timesteps: int, total: float | None =
     Args:
         schedule: A name in SCHEDULES, or the T rates themselves, > 0.
         timesteps: T, at least 1.
-        total: Rescales the rates so that theta_bar_{0:T} has this value, > 0; default: as the schedule gives it.
+        total: Rescales the rates so that theta_bar_{0:T} has this value, > 0; default: no rescaling.
     """
     check_int('timesteps', timesteps, 1)
     if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence):

@@ -15,25 +15,25 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Plan(NamedTuple):
-    """What is drawn for a step before its images are looked at; on their device, in shapes that no draw changes."""
+    """The random numbers of a step, on the device of its images; their shapes are the same in every step."""
 
     t: Tensor
     """Nodes, (N,) int64."""
     eps: Tensor
-    """Standard normal, (N, C, H, W)."""
+    """Standard normal noise, (N, C, H, W)."""
     rows: Tensor
-    """The samples that on-policy states are made for, (M,) int64."""
+    """Indices of the samples for which on-policy states are made, (M,) int64."""
     taken: Tensor
-    """Which of these states are taken, (M,) bool: what fills up the fixed number is not."""
+    """Which of these states are used, (M,) bool; the others only fill up the fixed number M."""
     later: Tensor
-    """Nodes of the passes behind the first, (N, passes - 1) int64."""
+    """Nodes of the passes after the first, (N, passes - 1) int64."""
 
 
 class States(NamedTuple):
-    """The states that one step trains on, with their targets; one row a sample."""
+    """The states that one step trains on, with their targets; one row per sample."""
 
     z: Tensor
-    """x_t without its centre, (N, C, H, W)."""
+    """x_t minus its centre, (N, C, H, W)."""
     target: Tensor
     mu: Tensor
     t: Tensor
@@ -42,33 +42,33 @@ class States(NamedTuple):
     gt: Tensor
     eps: Tensor
     later: Tensor
-    """Nodes of the passes behind this one, (N, passes - 1) int64."""
+    """Nodes of the passes after this one, (N, their number) int64."""
     mean_weight: Tensor
     """Mean of the loss's weights over all samples of all ranks, ()."""
 
     def part(self, rows: Any) -> 'States':
-        """Some of the samples."""
+        """The states of some samples."""
         return States(*(tensor[rows] if tensor.dim() else tensor for tensor in self))
 
 
 class Objective:
-    """Draws states of the bridge from pairs of images, and compares the network's outputs with their targets.
+    """Draws bridge states from pairs of images, and compares the network's outputs with their targets.
 
     Args:
-        bridge: It also defines what the network predicts.
-        criterion: ResidualModulatedLoss, or any loss of two images in [0, 1], which then compares the estimate of x0
-            with the clean image; None where only states are wanted.
-        node_t_share: Share of samples at t = T, where x_t = mu; the others are uniform over the nodes 1 to T-1.
-            Default 1/T: uniform over all.
-        own_start_share: On-policy states: the share of samples below t = T whose state is made from the network's own
-            estimate at t = T, as in sampling, instead of the true residual.
-        passes: How often a step trains on each sample: first at node T, then from the estimate just made, without its
-            gradient; see :meth:`next_pass`. With more than one there is no choice of shares.
-        pass_nodes: Where the later passes are: ``random``: at nodes from 1 to T-1, with the noise of the marginal;
-            ``sampler``: where BridgeSampler with as many evaluations goes from node T, without noise.
+        bridge: Also defines what the network predicts.
+        criterion: ResidualModulatedLoss, or any loss of two images in [0, 1], which compares the estimate of x0 with
+            the clean image; None if only states are needed.
+        node_t_share: Share of samples at t = T, where x_t = mu; the others are uniform over nodes 1 to T-1. Default
+            1/T (uniform over all nodes).
+        own_start_share: Share of the samples at t < T that are on-policy: their state is made from the network's own
+            estimate at t = T, as in sampling, instead of the true residual. Default 0.
+        passes: Number of times a step trains on each sample: first at node T, then from the latest estimate, without
+            its gradient; see :meth:`next_pass`. More than one excludes both shares.
+        pass_nodes: Nodes of the later passes. ``random``: from 1 to T-1, with the noise of the marginal; ``sampler``:
+            those that BridgeSampler with as many evaluations visits after node T, without noise.
 
     Raises:
-        OptionError: A share is not from 0 to 1, goes with several passes, or there are more of them than nodes.
+        OptionError: A share is not in [0, 1] or is combined with several passes, or there are more passes than nodes.
     """
 
     def __init__(self, bridge: ResidualBridge, criterion: nn.Module | None, node_t_share: float | None = None,
@@ -78,8 +78,8 @@ class Objective:
         self.passes = check_int('passes', passes or 1, 1, bridge.timesteps)
         self.pass_nodes = check_choice('pass_nodes', pass_nodes or 'random', ('random', 'sampler'))
         if self.passes > 1 and (node_t_share is not None or own_start_share):
-            raise OptionError(f'passes: found {passes} with node_t_share or own_start_share; every sample is at node T '
-                              'once, and all later states come from its own estimate: leave both out.')
+            raise OptionError(f'passes: found {passes} with node_t_share or own_start_share; leave both out: every '
+                              'sample starts at node T, and its later states come from its own estimates.')
         node_t_share = 1.0 if self.passes > 1 else node_t_share
         nodes = bridge.nodes(self.passes)
         self._moves = [(s, bridge.step(s, t)) for t, s in zip(nodes, nodes[1:-1])]
@@ -88,14 +88,14 @@ class Objective:
         self.own_start_share = check_number('own_start_share', own_start_share or 0, 0, 1)
 
     def plan(self, draws: Draws, like: Tensor) -> Plan:
-        """Draw for a batch of images such as ``like``, (N, C, H, W)."""
+        """Draw the random numbers for a batch of images like ``like``, (N, C, H, W)."""
         last = self.bridge.timesteps
         place = draws.spread()
         t = torch.where(place < self.node_t_share, last, draws.integers(1, max(last, 2)))
         eps = draws.noise(like)
         share = (1 - self.node_t_share) * self.own_start_share if last > 1 else 0
         chosen = (place >= self.node_t_share) & (place < self.node_t_share + share)
-        # Those that are chosen come first.
+        # Chosen samples come first.
         rows = torch.argsort((~chosen).int(), stable=True)[:most_in(share, len(like))]
         later = self._later_nodes(draws, len(like))
         packed = to_device(torch.cat([t, rows, chosen[rows].long(), later.flatten()]), like.device)
@@ -110,10 +110,10 @@ class Objective:
 
     def states(self, lq: Tensor, gt: Tensor, plan: Plan, predict: Predict,
                mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
-        """States of a batch of degraded and clean images, both (N, C, H, W) in [0, 1].
+        """Return the states of a batch of degraded and clean images, both (N, C, H, W) in [0, 1].
 
-        ``predict`` is for on-policy states, and is called with as many samples in every step; ``mean_of_ranks`` gives
-        the mean of a tensor over all processes. Nothing here waits for the device.
+        ``predict`` is used for on-policy states, with the same number of samples in every step. ``mean_of_ranks``
+        returns the mean of a tensor over all processes. Nothing here waits for the device.
         """
         mu, residual = 2 * lq - 1, 2 * (gt - lq)
         n = self.bridge.modulate(residual, plan.eps)
@@ -127,7 +127,7 @@ class Objective:
                       mean_weight)
 
     def next_pass(self, states: States, output: Tensor) -> States:
-        """The states of the pass behind that of ``states``, from the estimate that the network's output gives."""
+        """Return the states of the next pass, from the estimate that the network's output for ``states`` gives."""
         estimate = self._residual_in_range(output.detach(), states.z, states.mu, states.t)
         t = states.later[:, 0]
         if self.pass_nodes == 'sampler':
@@ -141,16 +141,16 @@ class Objective:
 
     def draw(self, lq: Tensor, gt: Tensor, draws: Draws, predict: Predict,
              mean_of_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> States:
-        """:meth:`states` of a :meth:`plan`."""
+        """Draw a :meth:`plan` and return its :meth:`states`."""
         return self.states(lq, gt, self.plan(draws, lq), predict, mean_of_ranks)
 
     def _on_policy(self, plan: Plan, z: Tensor, n: Tensor, residual: Tensor, mu: Tensor,
                    predict: Predict) -> tuple[Tensor, Tensor]:
-        """Replace states (z, n) of rows that are taken by those of the network's own estimate at node T."""
+        """Replace the states (z, n) of the rows that are taken with those of the network's own estimate at node T."""
         rows, taken = plan.rows, plan.taken
         last = torch.full_like(rows, self.bridge.timesteps)
         mu, residual, eps = mu[rows], residual[rows], plan.eps[rows]
-        # At node T, where rows that are not taken may be, no noise gives a state.
+        # Rows that are not taken may be at node T, where noise_of is undefined.
         t = torch.where(taken, plan.t[rows], 1)
         with torch.no_grad():
             nothing = torch.zeros_like(mu)
@@ -163,7 +163,7 @@ class Objective:
         return z.index_copy(0, rows, torch.where(taken, own, z[rows])), n.index_copy(0, rows, new_n)
 
     def _residual_in_range(self, output: Tensor, z: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """The residual estimate of an output whose x0 lies in [-1, 1], as the sampler keeps it."""
+        """The residual estimate of an output, with its x0 clamped to [-1, 1] as in the sampler."""
         return (mu + self.bridge.to_residual(output, z, mu, t)).clamp(-1, 1) - mu
 
     def output(self, states: States, predict: Predict) -> Tensor:
@@ -171,11 +171,11 @@ class Objective:
         return predict(self.bridge.centre(states.mu, states.t) + states.z, states.mu, states.t)
 
     def estimate(self, output: Tensor, states: States) -> Tensor:
-        """The clean image by an output of the network, in [0, 1] but not clamped; (N, C, H, W)."""
+        """The estimate of the clean image in [0, 1], not clamped, from the network's output; (N, C, H, W)."""
         return (states.mu + 1 + self.bridge.to_residual(output, states.z, states.mu, states.t)) / 2
 
     def loss(self, output: Tensor, states: States) -> Tensor:
-        """Loss of each sample, (N,), or of the batch, (), by another criterion than ResidualModulatedLoss."""
+        """Loss of each sample, (N,); criteria other than ResidualModulatedLoss may return that of the batch, ()."""
         if isinstance(self.criterion, ResidualModulatedLoss):
             return self.criterion.of_samples(output, states.target, states.t, self.bridge, states.residual,
                                              states.mean_weight)

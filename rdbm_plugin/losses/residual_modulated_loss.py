@@ -6,10 +6,10 @@ from rdbm_plugin.config.options import check_choice, check_number
 
 
 class ResidualModulatedLoss(nn.Module):
-    """Distance between the network's output and its target, in a quantity of choice.
+    """Distance between the network's output and its target, measured in a selectable quantity.
 
     The paper trains with the L1 distance on the modulated noise pi * eps (arXiv 2510.23116): ``measure='noise'``. All
-    predictions are linear in one another, so any network's error can be measured in any quantity; only its weight
+    predictions are linear in one another, so the error of any network can be measured in any quantity; only its weight
     over time differs. With R = Theta_t^2 / Sigma_t^2:
 
     ==========  ===========================  ==================================================================
@@ -24,8 +24,8 @@ class ResidualModulatedLoss(nn.Module):
         loss_weight: Factor on the loss.
         criterion: ``l1`` or ``l2`` (mean absolute or mean squared error; the weight enters before the square).
         measure: ``residual``, ``x0``, ``noise`` or ``velocity``.
-        balance: From 0 to 1. Samples count in proportion to (mean |residual| + 0.01)^-balance, with mean 1 over the
-            batch: 0 as in the paper, 1 equal whether the damage is slight (blur) or heavy (darkness).
+        balance: From 0 to 1. The weights of samples are proportional to (mean |residual| + 0.01)^-balance, with mean 1
+            over the batch: 0 as in the paper, 1 to weight slight damage (blur) like heavy damage (darkness).
 
     Raises:
         OptionError: An argument is out of its range.
@@ -40,13 +40,12 @@ class ResidualModulatedLoss(nn.Module):
         self.balance = check_number('balance', balance, 0, 1)
 
     def weights(self, residual: Tensor) -> Tensor:
-        """Weights of samples by ``balance``, (N,), not yet divided by their mean, from residuals (N, C, H, W)."""
+        """Weights of samples, (N,), not yet divided by their mean, from residuals (N, C, H, W)."""
         return (residual.abs().mean(dim=(1, 2, 3)) + 0.01) ** -self.balance
 
-    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge,
-                residual: Tensor, mean_weight: Tensor | None = None) -> Tensor:
-        """Mean loss over a batch; arguments as of :meth:`of_samples`."""
-        return self.of_samples(output, target, t, bridge, residual, mean_weight).mean()
+    def forward(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge, residual: Tensor) -> Tensor:
+        """Mean loss over a batch; arguments as for :meth:`of_samples`."""
+        return self.of_samples(output, target, t, bridge, residual).mean()
 
     def of_samples(self, output: Tensor, target: Tensor, t: Tensor, bridge: ResidualBridge,
                    residual: Tensor, mean_weight: Tensor | None = None) -> Tensor:
@@ -58,7 +57,7 @@ class ResidualModulatedLoss(nn.Module):
             t: Nodes, (N,) int64, from 1 to T.
             bridge: Defines what the network predicts.
             residual: x0 - mu, (N, C, H, W) in [-2, 2].
-            mean_weight: Mean of :meth:`weights` over all samples of a step; default: over these.
+            mean_weight: Mean of :meth:`weights` over all samples of a step; default: over these samples.
         """
         weight = bridge.error_gain(self.measure, t) / bridge.error_gain(bridge.prediction, t)
         error = weight.to(output).view(-1, 1, 1, 1) * (output - target)

@@ -1,4 +1,4 @@
-"""The base of RDBMModel: BasicSR's SRModel, also where BasicSR is a fork that has a BaseModel alone."""
+"""The base class of RDBMModel: BasicSR's SRModel, or a replacement for forks that have only a BaseModel."""
 from collections import OrderedDict
 from typing import Any
 
@@ -14,13 +14,13 @@ else:
     from basicsr.utils.logger import get_root_logger
 
     class BasicSRModel(BaseModel):  # type: ignore[no-redef]
-        """What models of this plugin use of SRModel, on the BaseModel of a fork; options, keys and files are alike."""
+        """The parts of SRModel that RDBMModel uses, on a fork's BaseModel; options, keys and files are the same."""
 
         def __init__(self, opt: dict[str, Any]) -> None:
             super().__init__(opt)
             self.net_g = self.model_to_device(self._network())
             self.print_network(self.net_g)
-            # Forks make a folder of every key under path: that they do not know, so param_key_g may not stand there.
+            # Forks create a folder for each key under path: that they do not know, so param_key_g cannot be set there.
             self._start_from_file(self.net_g, 'params' if opt['is_train'] else 'params_ema')
             if self.is_train:
                 self.init_training_settings()

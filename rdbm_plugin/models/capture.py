@@ -1,11 +1,7 @@
-"""A training step as one CUDA graph: what Python would launch anew in every step is recorded once. Needs torch only.
-
-Knows nothing of what the step does: it is a function of tensors of fixed shapes that waits for nothing.
-"""
+"""A training step as one CUDA graph: its kernel launches are recorded once and then replayed. Needs torch only."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import getLogger
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,25 +11,18 @@ from rdbm_plugin.config.options import OptionError
 CAPTURES = ('auto', 'none', 'cuda_graph')
 """Values of ``train: capture:``."""
 WARM_UP = 3
-"""Steps that are taken before one is recorded, so that convolutions are tuned and the optimizer has its state."""
+"""Plain steps before the recording: they tune the convolutions and create the optimizer's state."""
 
 Work = Callable[..., Tensor]
-"""A step, work(*tensors): gives the numbers to be logged, (K,)."""
-
-
-class Recording(Protocol):
-    """A recorded function that can be repeated on what its tensors hold by then."""
-
-    def replay(self) -> None:
-        """Repeat it."""
+"""A step, work(*tensors): returns the numbers for the log, (K,), without ever waiting for the device."""
 
 
 def step_taker(capture: str, work: Work, optimizer: torch.optim.Optimizer, changed: Callable[[], list[Tensor]],
                obstacle: str) -> Work:
-    """``work``, or the same as a CUDA graph where ``capture`` wants it and no ``obstacle`` is named.
+    """Return ``work``, captured as a CUDA graph if ``capture`` asks for it and ``obstacle`` is empty.
 
     Raises:
-        OptionError: ``cuda_graph`` is wanted and there is an obstacle.
+        OptionError: ``capture`` is ``cuda_graph``, but there is an obstacle.
     """
     if capture == 'none' or (obstacle and capture == 'auto'):
         if capture == 'auto' and 'on the cpu' not in obstacle:
@@ -44,17 +33,17 @@ def step_taker(capture: str, work: Work, optimizer: torch.optim.Optimizer, chang
     return CapturedStep(work, optimizer, changed, required=capture == 'cuda_graph')
 
 
-def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
-    """Record what ``work`` launches on the GPU, without running it; also gives where its result will be."""
+def record(work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """Record what ``work`` launches on the GPU without running it; return the graph and the tensor of its result."""
     graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
-    # torch before 2.4 has no copy of a generator.
+    # torch before 2.4 cannot copy a generator.
     copy = generator.clone_state() if hasattr(generator, 'clone_state') else None
     try:
-        # Any thread that allocates would break a global recording, as that of a loader with pin_memory does.
+        # In the global mode, an allocation by any thread breaks the recording, and loaders with pin_memory allocate.
         with torch.cuda.graph(graph, capture_error_mode='thread_local'):
             result = work()
     except RuntimeError:
-        # A recording that fails never tells the generator that it has ended.
+        # A failed recording does not tell the generator that it has ended.
         if copy is not None:
             generator.graphsafe_set_state(copy)
         raise
@@ -63,7 +52,7 @@ def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """Work on another stream of a GPU, as torch wants it before a recording."""
+    """Run the body on a side stream of a GPU, as torch requires before a recording; does nothing on other devices."""
     if device.type != 'cuda':
         yield
         return
@@ -75,27 +64,25 @@ def aside(device: torch.device) -> Iterator[None]:
 
 
 class CapturedStep:
-    """Takes steps one by one until it is warm, then records one and repeats it.
+    """Takes plain steps to warm up, then records one step and replays it.
 
-    Batches of other shapes than the recorded one are worked on as before. The first repetition is checked against the
-    plain step from the same state: if they differ, or the step cannot be recorded, a line of the log says so, and steps
-    stay plain.
+    Batches whose shapes differ from the recorded ones take plain steps. The first replay is compared with a plain step
+    from the same state. If they differ, or if the step cannot be recorded, all steps stay plain and the log says why.
 
     Args:
         work: The step.
-        optimizer: Fused, of torch.optim; its learning rates may change between steps.
-        changed: Gives all tensors that a step changes.
-        record: See :func:`record`; another one is for tests.
-        required: Whether a step that cannot be recorded is an error.
+        optimizer: A fused or capturable optimizer of torch.optim; its learning rates may change between steps.
+        changed: Returns all tensors that a step changes.
+        record: See :func:`record`; tests pass their own.
+        required: Whether to raise OptionError if the step cannot be captured.
     """
 
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, changed: Callable[[], list[Tensor]],
-                 record: Callable[[Callable[[], Tensor]], tuple[Recording, Tensor]] = record,
+                 record: Callable[[Callable[[], Tensor]], tuple[torch.cuda.CUDAGraph, Tensor]] = record,
                  required: bool = False) -> None:
         self.work, self.optimizer, self.changed, self.record = work, optimizer, changed, record
-        self.required = required
-        self.recording: Recording | None = None
-        self.taken, self.given_up = 0, False
+        self.required, self.taken, self.given_up = required, 0, False
+        self.recording: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Take a step."""
@@ -103,27 +90,25 @@ class CapturedStep:
         if self.taken <= WARM_UP:
             with aside(inputs[0].device):
                 return self.work(*inputs)
-        if self.given_up:
-            return self.work(*inputs)
-        if self.recording is None:
+        if self.recording is None and not self.given_up:
             return self._begin(inputs)
-        if any(a.shape != b.shape for a, b in zip(self.inputs, inputs)):
+        if self.given_up or any(a.shape != b.shape for a, b in zip(self.inputs, inputs)):
             return self.work(*inputs)
         return self._repeat(inputs)
 
     def _begin(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Record, and take this step both ways."""
+        """Record the step, then take it both replayed and plain."""
         self.inputs = [tensor.clone() for tensor in inputs]
         self.rates = [torch.tensor(float(group['lr']), device=inputs[0].device)
                       for group in self.optimizer.param_groups]
         self.optimizer.zero_grad()
-        # What networks draw, they draw in the plain step.
+        # Only the plain step below may advance the random generators.
         with torch.random.fork_rng([inputs[0].device] if inputs[0].device.type == 'cuda' else []):
             try:
                 with self._rates_on_device():
                     self.recording, self.result = self.record(lambda: self.work(*self.inputs))
             except RuntimeError as error:
-                # To end a recording that has failed is an error, too; the one before it is the reason.
+                # Ending a failed recording raises another error, whose context is the cause.
                 reason = error.__context__ or error
                 self._give_up(f'{type(reason).__name__}: {reason}'.split('\n')[0])
             else:
@@ -138,7 +123,7 @@ class CapturedStep:
             if apart <= 0.1 * _distance(self.changed(), before):
                 getLogger('basicsr').info('Steps are captured as a CUDA graph.')
             else:
-                self._give_up(f'a repeated step leads elsewhere than a plain one, by {apart:g}')
+                self._give_up(f'a replayed step differs from a plain one by {apart:g}')
         return found
 
     def _give_up(self, reason: str) -> None:
@@ -158,7 +143,7 @@ class CapturedStep:
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
-        """Let the optimizer read its rates where a repetition finds them; what it notes in Python is undone."""
+        """Give the optimizer its rates as tensors that a replay reads; its Python values are restored afterwards."""
         groups = self.optimizer.param_groups
         before = [(notes, dict(notes)) for notes in (*groups, *self.optimizer.state.values())]
         for group, rate in zip(groups, self.rates):

@@ -1,7 +1,4 @@
-"""Networks and training states of a run: saved atomically in BasicSR's layout, tidied up, checked and found again.
-
-Needs torch; BasicSR for its log.
-"""
+"""Networks and training states, saved atomically in BasicSR's layout and checked. Needs torch; BasicSR for its log."""
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,28 +20,28 @@ _STATE, _NETWORK = r'(\d+)\.state', r'net_\w+_(\d+)\.pth'
 
 @contextmanager
 def surviving(what: str) -> Iterator[None]:
-    """Let training go on if ``what`` cannot be saved; what is saved at its end must be, and is not under this."""
+    """Continue training if ``what`` cannot be saved. Not for the final checkpoint, whose failure must be an error."""
     try:
         yield
     except OSError as error:
-        get_root_logger().warning(f'{what} could not be saved: {error}. Training goes on; older checkpoints are as '
-                                  'they were.')
+        get_root_logger().warning(f'{what} could not be saved: {error}. Training continues; older checkpoints are '
+                                  'unchanged.')
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save so that ``path`` holds the new content, or what it held before, whenever the process or machine dies.
+    """Save like torch.save; if the process or the machine dies, ``path`` holds either the old or the new content.
 
     Raises:
-        OSError: It could not be written; nothing is left behind.
+        OSError: The file cannot be written; no partial file is left.
     """
-    # torch.save itself hides why a file could not be written.
+    # torch.save hides why it cannot write a file.
     buffer = BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer(), lasting=True)
 
 
 def check_intact(path: Path) -> None:
-    """Raise OptionError if a file of torch.save is damaged, down to single bits; torch itself checks no sums."""
+    """Raise OptionError if a file of torch.save is damaged, even by a single bit; torch verifies no checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -55,26 +52,25 @@ def check_intact(path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A training state of ours or of BasicSR.
+    """Read a training state of RDBMModel or of BasicSR.
 
     Raises:
-        OptionError: It is damaged, no training state, or not safe to load.
+        OptionError: The file is damaged, is not a training state, or is not safe to load.
     """
     check_intact(path)
     state = read_safely(path)
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
-        raise OptionError(f'{path}: no training state of BasicSR: it lacks iter, epoch, optimizers or schedulers.')
+        raise OptionError(f'{path}: not a training state of BasicSR: iter, epoch, optimizers or schedulers is missing.')
     return state
 
 
 class Checkpoints:
-    """The files of a run.
+    """The checkpoint files of a run.
 
     Args:
-        paths: ``path:`` of the options; a training has ``models`` and ``training_states``.
-        keep_last: Number of training states, and of the networks that belong to them, that are kept; None: all.
-        options: What the network is run with, which goes into its files; see
-            :func:`rdbm_plugin.archs.checkpoint.with_options`.
+        paths: The block ``path:`` of the options; in a training it has ``models`` and ``training_states``.
+        keep_last: How many training states to keep, with their networks; None: all.
+        options: Options to store with the network, see :func:`rdbm_plugin.archs.checkpoint.with_options`.
     """
 
     def __init__(self, paths: Mapping[str, Any], keep_last: int | None = None,
@@ -83,15 +79,15 @@ class Checkpoints:
         self.keep_last, self.options = keep_last, options
 
     def save_network(self, nets: Mapping[str, nn.Module], label: str, iteration: int | str) -> None:
-        """Write ``<label>_<iteration>.pth``; ``nets``: key in the file, such as params_ema -> network.
+        """Write ``<label>_<iteration>.pth``; ``nets`` maps keys of the file, such as params_ema, to networks.
 
         Raises:
-            OSError: It could not be written; what was there is still there.
+            OSError: The file cannot be written; an existing one is unchanged.
         """
         content = {key: {name: value.detach().cpu() for name, value in net.state_dict().items()}
                    for key, net in nets.items()}
         if self.options is not None:
-            # The same tensors: they are saved once.
+            # torch.save writes shared tensors only once.
             content[SELF_CONTAINED] = with_options(content.get('params_ema') or content['params'], self.options)
         save_atomically(content, self.models / f'{label}_{"latest" if iteration == -1 else iteration}.pth')
 
@@ -100,12 +96,12 @@ class Checkpoints:
         save_atomically(dict(state), self.states / f'{state["iter"]}.state')
 
     def iterations(self) -> list[int]:
-        """Those that there are training states of, oldest first."""
+        """The iterations that have a training state, oldest first."""
         names = [path.name for path in self.states.iterdir()] if self.states.is_dir() else []
         return sorted(int(match[1]) for match in (re.fullmatch(_STATE, name) for name in names) if match)
 
     def tidy(self, iteration: int) -> None:
-        """Delete what ``keep_last`` does not keep up to ``iteration``; later files are of a run that was wound back."""
+        """Delete the files that ``keep_last`` drops at ``iteration``, ignoring later ones, left by a rewound run."""
         if not self.keep_last:
             return
         oldest = [each for each in self.iterations() if each <= iteration][-self.keep_last:][0]
@@ -116,13 +112,13 @@ class Checkpoints:
                     path.unlink()
 
     def clear_partial(self) -> None:
-        """Delete what a process that was killed while it saved has left."""
+        """Delete the partial files of a process that was killed while saving."""
         for folder in (self.models, self.states):
             for path in folder.glob(PARTIAL):
                 path.unlink()
 
     def newest_first(self, networks: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any] | OptionError]]:
-        """Training states, each with its content or with what is wrong with it or with one of its networks.
+        """Yield each training state with its content, or with the error of the state or of one of its networks.
 
         Args:
             networks: Labels of the networks that belong to a state, such as ``net_g``.

@@ -1,4 +1,4 @@
-"""RDBMModel for forks of BasicSR from before its registries; needs one. See :mod:`rdbm_plugin.basicsr_host.lookup`."""
+"""RDBMModel for forks of BasicSR without registries. Needs such a fork; see :mod:`rdbm_plugin.basicsr_host.lookup`."""
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,14 +7,14 @@ from rdbm_plugin.models.checkpoints import surviving
 
 
 class RDBMModel(rdbm_model.RDBMModel):
-    """Takes what the training loops of forks pass and want back, beyond BasicSR's.
+    """Accepts the additional arguments that the training loops of forks pass, and returns what they expect.
 
-    Restormer's and Retinexformer's call ``feed_train_data``, and the latter keeps the best scores in the states;
-    NAFNet's passes ``is_val`` and the TensorBoard writer; all pass colour order and kind of image to the validation,
-    which are BasicSR's own here: RGB, scored as 8-bit images.
+    Restormer and Retinexformer call ``feed_train_data``, and Retinexformer stores the best scores in the states. NAFNet
+    passes ``is_val`` and the TensorBoard writer. All pass a colour order and a kind of image to the validation; both
+    are ignored in favour of BasicSR's: RGB, scored as 8-bit images.
     """
 
-    GO_ON = 'Started again, most forks resume from the last state.'
+    GO_ON = 'Run the same command again: most forks resume from the last state.'
 
     def __init__(self, opt: dict[str, Any]) -> None:
         metrics = (opt.get('val') or {}).get('metrics') or {}
@@ -33,14 +33,14 @@ class RDBMModel(rdbm_model.RDBMModel):
 
     def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False,
                    rgb2bgr: bool = True, use_image: bool = True) -> float:
-        """Restore and score a data set; returns its PSNR, or what else is first under ``val: metrics:``."""
+        """Restore and score a data set; return its PSNR, or else the first score under ``val: metrics:``."""
         validate = self.dist_validation if self.opt['dist'] else self.nondist_validation
         validate(dataloader, current_iter, tb_logger, save_img)
         scores = getattr(self, 'metric_results', {})
         return scores.get('psnr', next(iter(scores.values()), 0.0))
 
     def save_best(self, best_metric: Mapping[str, float]) -> None:
-        """Save the networks as net_g_best.pth; ``best_metric`` has their score and iteration."""
+        """Save the networks as net_g_best.pth; ``best_metric`` holds their score and iteration."""
         self.best_metric = dict(best_metric)
         with surviving('The best network'):
             self.save_networks('best')

@@ -1,4 +1,4 @@
-"""Stopping a run between two iterations when it is asked to: Ctrl-C, kill, or the end of a Slurm job's time."""
+"""Stopping a run between two iterations on request: by Ctrl-C, kill, or the time limit of a Slurm job."""
 import signal
 import threading
 from time import monotonic
@@ -9,13 +9,13 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 GRACE = 5
-"""Seconds in which more signals count as the same one: torchrun passes on what a terminal sends to all already."""
+"""Seconds in which repeated signals count as one: torchrun forwards signals that the terminal already sent to all."""
 
 
 class Interruption:
-    """Notes SIGINT and SIGTERM, and lets all ranks agree on the iteration to stop at.
+    """Records SIGINT and SIGTERM, and lets all ranks agree on the iteration to stop at.
 
-    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` is all ranks, if there are several.
+    A second signal after :data:`GRACE` seconds ends the process at once. ``group`` holds all ranks; None: one process.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
@@ -25,7 +25,7 @@ class Interruption:
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def listen(self) -> None:
-        """Start noting signals, which is possible in the main thread alone; does nothing the second time."""
+        """Install the signal handlers, which Python allows only in the main thread; repeated calls do nothing."""
         if self._note == signal.getsignal(signal.SIGTERM) or threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -38,12 +38,12 @@ class Interruption:
             raise SystemExit(128 + number)
 
     def asked_by_any(self) -> bool:
-        """Whether any rank was asked to stop; every rank has to call this."""
+        """Whether any rank was asked to stop; every rank must call this."""
         self.asked_before()
         return self.asked_before()
 
     def asked_before(self) -> bool:
-        """Whether any rank was asked to stop before the last call of this, the same on all ranks, without waiting."""
+        """Whether any rank was asked to stop before the previous call; the same on all ranks, and does not wait."""
         if self.group is None:
             return self.signal is not None
         flag = torch.tensor([self.signal or 0])

@@ -1,5 +1,6 @@
-"""Optimizers by name: torch.optim's and, where it is installed, timm's. Needs torch; timm for its own."""
+"""Optimizers by name: those of torch.optim and, if timm is installed, those of timm. Needs torch only."""
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
@@ -13,20 +14,20 @@ from rdbm_plugin.config.options import OptionError, check_choice, check_keys
 
 
 def optimizer_class(block: Mapping[str, Any]) -> type[Optimizer]:
-    """The class that ``train: optim_g: type`` names; checks the other keys of the block too.
+    """Return the class that ``train: optim_g: type`` names, after checking the other keys of the block.
 
     Raises:
-        OptionError: There is none of this name, perhaps because timm is not installed, or it takes no such key.
+        OptionError: The optimizer is unknown, perhaps because timm is not installed, or does not take one of the keys.
     """
     kind = block.get('type')
     known = _classes(torch.optim)
-    # torch's Muon takes no convolutions.
+    # torch's Muon does not support convolutions.
     known.pop('Muon', None)
     if kind not in known:
         timm = timm_optimizers()
         if not timm:
             raise OptionError(f'train: optim_g: type: found {kind!r}; torch.optim has {", ".join(sorted(known))}. Muon '
-                              'and many others come with timm, which is not installed: pip install timm')
+                              'and many others need timm, which is not installed; run: pip install timm')
         known = {**timm, **known}
     cls = known[check_choice('train: optim_g: type', kind, known)]
     check_keys('train: optim_g', {'params': (), **{k: v for k, v in block.items() if k != 'type'}}, cls)
@@ -34,11 +35,7 @@ def optimizer_class(block: Mapping[str, Any]) -> type[Optimizer]:
 
 
 def try_optimizer(block: Mapping[str, Any]) -> None:
-    """Let the optimizer of ``train: optim_g`` take a step, as many of its values are read only then.
-
-    Raises:
-        OptionError: With what the optimizer says.
-    """
+    """Raise OptionError if the optimizer of ``train: optim_g`` fails in a step: many check their values only there."""
     cls = optimizer_class(block)
     settings = {key: value for key, value in block.items() if key not in ('type', 'fused', 'capturable')}
     weight = nn.Parameter(torch.zeros(8, 8))
@@ -46,11 +43,11 @@ def try_optimizer(block: Mapping[str, Any]) -> None:
     try:
         cls([weight], **settings).step()
     except Exception as error:
-        raise OptionError(f'train: optim_g: {cls.__name__} does not work so: {error}') from None
+        raise OptionError(f'train: optim_g: {cls.__name__} fails with these values: {error}') from None
 
 
 def make_optimizer(kind: str, params: Sequence[Tensor], lr: float, **settings: Any) -> Optimizer:
-    """Build ``kind`` for ``params``: fused where it can be, else so that CUDA graphs can capture it.
+    """Build the optimizer ``kind`` for ``params``: fused if possible, else capturable by CUDA graphs if possible.
 
     Raises:
         OptionError: See :func:`optimizer_class`.
@@ -58,11 +55,9 @@ def make_optimizer(kind: str, params: Sequence[Tensor], lr: float, **settings: A
     cls, device = optimizer_class({'type': kind, 'lr': lr, **settings}), params[0].device.type
     takes = signature(cls).parameters
     if 'foreach' not in settings and 'fused' in takes and device in ('cpu', 'cuda'):
-        try:
+        # Older torch has fused optimizers only on GPUs.
+        with suppress(RuntimeError):
             return cls(params, lr=lr, **{'fused': True, **settings})
-        except RuntimeError:
-            # Older torch has fused optimizers on GPUs alone.
-            pass
     if 'capturable' in takes and device == 'cuda':
         settings = {'capturable': True, **settings}
     return cls(params, lr=lr, **settings)
@@ -70,7 +65,7 @@ def make_optimizer(kind: str, params: Sequence[Tensor], lr: float, **settings: A
 
 @lru_cache
 def timm_optimizers() -> dict[str, type[Optimizer]]:
-    """Name -> class of timm's optimizers; empty where timm is not installed."""
+    """Map the names of timm's optimizers to their classes; empty if timm is not installed."""
     try:
         from timm import optim
         from timm.optim import muon
@@ -88,9 +83,9 @@ def _muon(module: Any) -> type[Optimizer]:
     in_float32 = partial(module.zeropower_via_newtonschulz, dtype=torch.float32)
 
     class Muon(module.Muon):
-        """timm's Muon, which on CPUs makes its matrices orthogonal in float32.
+        """timm's Muon, which on CPUs orthogonalizes its matrices in float32.
 
-        timm does so in bfloat16: on a CPU without instructions for it that takes longer than the rest of a step.
+        timm uses bfloat16: on a CPU without bfloat16 instructions that takes longer than the rest of a step.
         """
 
         def step(self, closure: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What RDBMModel demands of its options, checked before anything is built. Needs BasicSR."""
+"""Checks of RDBMModel's options before anything is built. Needs BasicSR."""
 import math
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -33,14 +33,14 @@ from rdbm_plugin.models.training_step import TrainingSettings
 from rdbm_plugin.samplers import build_sampler
 
 OBJECTIVE_KEYS = ('node_t_share', 'own_start_share', 'passes', 'pass_nodes')
-"""Keys of ``train:`` that :class:`Objective` takes, in its order."""
+"""Keys of ``train:`` for :class:`Objective`, in the order of its arguments."""
 
 
 def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> TrainingSettings:
-    """Check loss, optimizer and our own keys of ``train:``, and return the latter."""
+    """Check the loss, the optimizer and RDBMModel's own keys of ``train:``; return the settings of the latter."""
     optimizer_class(check_block(train_opt, 'optim_g'))
     if not train_opt.get('pixel_opt') and not train_opt.get('perceptual_opt'):
-        raise OptionError('train: pixel_opt: missing or empty, and so is perceptual_opt; there is no loss.')
+        raise OptionError('train: pixel_opt: missing or empty, like perceptual_opt; set at least one of these losses.')
     if train_opt.get('pixel_opt'):
         build('train: pixel_opt', train_opt['pixel_opt'], registered('LOSS'))
     with naming('train'):
@@ -57,11 +57,11 @@ def check_training(train_opt: Mapping[str, Any], bridge: ResidualBridge) -> Trai
 
 SCHEDULERS = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, 'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
               'CosineAnnealingRestartLR': lr_scheduler.CosineAnnealingRestartLR}
-"""What BasicSR's models know."""
+"""The schedulers of BasicSR's models by name."""
 
 
 def check_schedule(opt: Mapping[str, Any]) -> None:
-    """Check optimizer and scheduler of a training for what BasicSR would stumble over later, or not at all."""
+    """Check the optimizer and the scheduler for values that BasicSR rejects late or never."""
     if not opt.get('is_train'):
         return
     train = check_block(opt, 'train')
@@ -73,48 +73,45 @@ def check_schedule(opt: Mapping[str, Any]) -> None:
     where, scheduler = 'train: scheduler', check_block(train, 'scheduler')
     cls = SCHEDULERS[check_choice(f'{where}: type', scheduler.pop('type', None), SCHEDULERS)]
     check_keys(where, {'optimizer': None, **scheduler}, cls)
-    for key in ('periods', 'milestones', 'restarts', 'restart_weights'):
+    for key, lowest in (('periods', 1), ('milestones', 0), ('restarts', 0), ('restart_weights', 0)):
         values = scheduler.get(key, [])
-        lowest = 1 if key == 'periods' else 0
         if type(values) is not list or any(type(v) not in (int, float) or not lowest <= v < math.inf for v in values):
             raise OptionError(f'{where}: {key}: found {values!r}; expected a list of numbers of at least {lowest}.')
     for key in ('eta_min', 'gamma'):
         check_number(f'{where}: {key}', scheduler.get(key, 0), 0)
     marks = 'periods' if 'periods' in scheduler else 'restarts'
     if len(scheduler.get(marks, [0])) != len(scheduler.get('restart_weights', [1])):
-        raise OptionError(f'{where}: restart_weights: expected as many as {marks}.')
+        raise OptionError(f'{where}: restart_weights: expected as many numbers as {marks} has.')
     if sum(scheduler.get('periods', [train['total_iter']])) < train['total_iter']:
-        raise OptionError(f'{where}: periods: found {scheduler["periods"]}, which end before total_iter '
-                          f'{train["total_iter"]}; BasicSR would fail there.')
+        raise OptionError(f'{where}: periods: found {scheduler["periods"]}; expected a sum of at least total_iter, '
+                          f'{train["total_iter"]}: BasicSR fails after the last period.')
 
 
 def _check_optimizer_number(where: str, key: str, value: Any) -> None:
-    # Not all optimizers look at all of these; timm's Muon takes betas of 1.
+    # Not every optimizer checks these values: timm's Muon accepts betas of 1.
     if key == 'lr':
         check_number(where, value, above=0)
     elif key in ('weight_decay', 'eps', 'momentum'):
         check_number(where, value, 0)
-    elif key == 'betas':
-        if not isinstance(value, (list, tuple)):
-            raise OptionError(f'{where}: found {value!r}; expected a list such as [0.9, 0.99].')
-        for beta in value:
-            if check_number(where, beta, 0, 1) == 1:
-                raise OptionError(f'{where}: found {value!r}; expected numbers >= 0 and < 1.')
+    elif key == 'betas' and not (isinstance(value, (list, tuple))
+                                 and all(0 <= check_number(where, beta) < 1 for beta in value)):
+        raise OptionError(f'{where}: found {value!r}; expected a list of numbers >= 0 and < 1, such as [0.9, 0.99].')
 
 
 def check_packages(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError if the logger needs what is not installed; BasicSR asks after folders are made."""
+    """Raise OptionError if the logger needs a missing package; BasicSR notices only after it has created folders."""
     logger = (opt.get('logger') or {}) if opt.get('is_train') else {}
     board, wandb = logger.get('use_tb_logger'), (logger.get('wandb') or {}).get('project') is not None
     if wandb and not board:
-        raise OptionError('logger: wandb: it shows what TensorBoard gets; set use_tb_logger: true as well.')
+        raise OptionError('logger: wandb: found without use_tb_logger; wandb shows the curves of TensorBoard, so set '
+                          'use_tb_logger: true as well.')
     for wanted, key, package in ((board, 'use_tb_logger', 'tensorboard'), (wandb, 'wandb: project', 'wandb')):
         if wanted and find_spec(package) is None:
             raise OptionError(f'logger: {key}: needs {package}, which is not installed; run: pip install {package}')
 
 
 def check_compiler(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError if ``train: compile`` is asked for where torch.compile does not work; takes seconds."""
+    """Raise OptionError if ``train: compile`` is set, but torch.compile does not work here; takes seconds."""
     if not (opt.get('is_train') and opt['train'].get('compile')):
         return
     device = 'cpu' if opt.get('num_gpu') == 0 or not torch.cuda.is_available() else 'cuda'
@@ -127,15 +124,15 @@ def check_compiler(opt: Mapping[str, Any]) -> None:
 
 
 def check_devices(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError if more GPUs are asked for than there are."""
+    """Raise OptionError if ``num_gpu`` is larger than the number of GPUs."""
     wanted, there = opt.get('num_gpu'), torch.cuda.device_count()
     if isinstance(wanted, int) and wanted > there:
         raise OptionError(f'num_gpu: found {wanted}, but torch {torch.__version__} sees {there} GPUs; write "num_gpu: '
-                          f'auto" for all there are' + ('.' if there else ', or "num_gpu: 0" for the CPU.'))
+                          f'auto" to use all' + ('.' if there else ', or "num_gpu: 0" for the CPU.'))
 
 
 def check_metrics(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError if ``val: metrics:`` names what cannot be computed: it would fail only after training."""
+    """Raise OptionError if a metric under ``val: metrics:`` cannot be computed, which validation would notice late."""
     known = registered('METRIC')
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
         where = f'val: metrics: {name}'
@@ -152,17 +149,17 @@ def check_metrics(opt: Mapping[str, Any]) -> None:
 
 
 def check_network(opt: Mapping[str, Any]) -> None:
-    """Check network_g, that the checkpoint to start from fits it, and in a test that it knows the bridge."""
-    state = (opt.get('path') or {}).get('resume_state')
+    """Check network_g and that its checkpoint fits it; in a test, also that it was trained with this bridge."""
+    path = opt.get('path') or {}
+    state = path.get('resume_state')
     if state is not None and not Path(state).is_file():
         raise OptionError(f'path: resume_state: no file {state!r} (looked in {Path(state).absolute()}).')
     try:
         with torch.device('meta'):
             net = build('network_g', check_block(opt, 'network_g'), registered('ARCH'))
     except (RuntimeError, NotImplementedError):
-        # Some networks compute while they are built.
+        # Some networks compute values while they are built, which meta tensors do not have.
         net = build('network_g', check_block(opt, 'network_g'), registered('ARCH'))
-    path = opt.get('path') or {}
     checkpoint = path.get('pretrain_network_g')
     if checkpoint is None:
         return
@@ -173,7 +170,7 @@ def check_network(opt: Mapping[str, Any]) -> None:
 
 
 def check_bridge(opt: Mapping[str, Any]) -> None:
-    """Check bridge, sampler, tiles and the keys of ``train:`` that need them."""
+    """Check the bridge, the sampler, the tiles and, in a training, the keys of ``train:``."""
     bridge = build_bridge(opt.get('bridge'), registered('BRIDGE'))
     settings = opt.get('val') or {}
     build_sampler(settings.get('sampler'), bridge, registered('SAMPLER'))
@@ -186,7 +183,7 @@ def check_bridge(opt: Mapping[str, Any]) -> None:
 
 
 def check_unknown(opt: Mapping[str, Any]) -> None:
-    """Raise OptionError at the first key that is certainly mistaken."""
+    """Raise OptionError at the first key that is certainly a mistake."""
     for key in unknown_keys(opt):
         if key.mistaken:
             raise OptionError(f'{key.block}: {key.message}' if key.block else key.message)
@@ -195,10 +192,10 @@ def check_unknown(opt: Mapping[str, Any]) -> None:
 OF_ANY_MODEL = (check_values, check_packages, check_devices, check_schedule, check_metrics)
 OF_OURS = (check_unknown, check_values, check_packages, check_devices, check_bridge, check_network, check_compiler,
            check_schedule, check_metrics)
-"""All checks of the options of an RDBMModel but those of its data; each raises OptionError if it fails."""
+"""All checks of an RDBMModel's options except those of its data; each raises OptionError if it fails."""
 
 
 def check_model(opt: Mapping[str, Any], strict: bool = True) -> None:
-    """Make all checks; unless ``strict``, keys that RDBMModel does not know may be those of a model derived from it."""
+    """Run all checks; unless ``strict``, allow unknown keys, which a model derived from RDBMModel may read."""
     for check in OF_OURS if strict else OF_OURS[1:]:
         check(opt)

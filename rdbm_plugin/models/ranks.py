@@ -1,4 +1,4 @@
-"""The processes that share a run, and what they do together. Needs torch only."""
+"""The processes that share a run, and their collective operations. Needs torch only."""
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import zip_longest
@@ -8,14 +8,14 @@ from torch import Tensor, distributed
 
 Result = TypeVar('Result')
 PATIENCE = timedelta(days=7)
-"""How long a rank waits for the others' share of a validation; NCCL itself gives up after ten minutes."""
+"""How long a rank waits for the others' share of a validation; NCCL's own timeout is ten minutes."""
 
 
 class Ranks:
-    """All processes of a run; one alone is rank 0 of 1. Every rank has to make this object if there are several."""
+    """All processes of a run; a single process is rank 0 of 1. If there are several, each must create this object."""
 
     def __init__(self, several: bool) -> None:
-        # Python objects and waiting go through the CPUs, whatever the network's gradients go through.
+        # Python objects and barriers go through the CPUs, whichever backend the gradients use.
         self.group = distributed.new_group(backend='gloo', timeout=PATIENCE) if several else None
         self.rank = distributed.get_rank() if several else 0
         self.count = distributed.get_world_size() if several else 1
@@ -33,7 +33,7 @@ class Ranks:
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order; objects travel as pickles between the ranks of one run."""
+        """Return the values of all ranks in rank order; the ranks exchange them as pickles."""
         if self.group is None:
             return [value]
         found: list[Any] = [None] * self.count
@@ -41,9 +41,10 @@ class Ranks:
         return found
 
     def in_turn(self, work: Callable[[], list[Result]]) -> list[Result]:
-        """Do this rank's work and return what all ranks found: of rank 0, 1, ..., again of rank 0, and so on.
+        """Run this rank's ``work`` and return the results of all ranks, interleaved: the first of each rank, and so on.
 
-        Raises RuntimeError if another rank failed, naming the error that is raised there.
+        Raises:
+            RuntimeError: Another rank failed; the message quotes its error.
         """
         if self.group is None:
             return work()
@@ -62,7 +63,7 @@ class Ranks:
         return [each for turn in turns for each in turn if each is not None]
 
     def part(self) -> None:
-        """Leave the run together; a rank that leaves while others still work makes some of them abort."""
+        """Leave the run together; if one rank leaves while the others still work, some of them abort."""
         if self.group is not None:
             distributed.barrier(self.group)
             distributed.destroy_process_group()

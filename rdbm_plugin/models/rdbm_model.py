@@ -1,7 +1,7 @@
 """RDBM as a BasicSR model. Needs BasicSR.
 
-RDBMModel answers to BasicSR's training, validation and test loops, and hands the work to the parts that it holds: a
-training step, checkpoints, progress, interruption, validator.
+RDBMModel implements the interface of BasicSR's training, validation and test loops and delegates the work to its parts:
+training step, checkpoints, progress, interruption and validator.
 """
 import zlib
 from collections import OrderedDict
@@ -46,42 +46,38 @@ from rdbm_plugin.samplers import build_sampler
 
 
 class RDBMModel(BasicSRModel):
-    """Restores by a diffusion bridge from the degraded to the clean image.
+    """Restores degraded images by a diffusion bridge to the clean image.
 
-    Everything is chosen in the option file: ``bridge:``, ``network_g:``, ``train: pixel_opt:`` and ``val: sampler:``.
-    Batches and results are BasicSR's: ``lq`` and ``gt`` of shape (N, C, H, W), RGB in [0, 1]. Beside BasicSR's keys
-    ``train:`` takes
+    The option file configures everything: ``bridge:``, ``network_g:``, ``train: pixel_opt:`` and ``val: sampler:``.
+    Batches and results are BasicSR's: ``lq`` and ``gt`` of shape (N, C, H, W), RGB in [0, 1]. In addition to BasicSR's
+    keys, ``train:`` takes
 
-    - ``node_t_share``: share of samples at t = T, where x_t = mu; the others are uniform over the nodes 1 to T-1.
-      Default 1/T (uniform over all).
-    - ``own_start_share``: on-policy states: share of the samples at t < T whose state is made from the network's own
-      estimate at t = T, as in sampling, instead of the true residual. Default 0 (the bridge's own states).
-    - ``passes``, ``pass_nodes``: a step trains on each sample several times, first at node T, then from the estimate
-      just made, in place of both shares; see :class:`rdbm_plugin.losses.objective.Objective`. Default 1.
-    - ``amp``: ``none``, ``bf16``, ``fp16`` or ``auto`` (bf16 where the device computes in it, else none): precision of
-      the network in training; validation is always float32.
+    - ``node_t_share``, ``own_start_share``, ``passes``, ``pass_nodes``: the states that a step trains on, as for
+      :class:`rdbm_plugin.losses.objective.Objective`. Default: one pass over nodes that are uniform from 1 to T.
+    - ``amp``: precision of the network in training: ``none``, ``bf16``, ``fp16`` or ``auto`` (bf16 where the device
+      computes in it, else none). Validation is always float32.
     - ``grad_clip``: largest norm of the gradient. Default: no limit.
-    - ``micro_batches``: each batch is worked on in so many parts whose gradients add up. Default 1.
-    - ``capture``: ``auto``, ``none`` or ``cuda_graph``: a step is recorded once and repeated as a CUDA graph. ``auto``
-      (default): where it can be; the log says if not, and why.
+    - ``micro_batches``: number of parts of a batch that are processed one by one, accumulating gradients. Default 1.
+    - ``capture``: ``auto``, ``none`` or ``cuda_graph``: record a step once and replay it as a CUDA graph. ``auto``
+      (default) does so where possible; the log says if not, and why.
     - ``compile``: whether torch.compile compiles the network for training. Default false.
-    - ``nonfinite_limit``: so many steps in a row whose loss or gradient is not finite end the training. Default 10.
+    - ``nonfinite_limit``: number of consecutive steps with non-finite loss or gradient that ends training. Default 10.
 
-    and ``logger:``
+    and ``logger:`` takes
 
-    - ``keep_last``: how many states, and the networks that belong to them, are kept. Default: all.
-    - ``keep_best``: name of a metric; the network with the best average of it is kept as ``net_g_best.pth``.
+    - ``keep_last``: number of states to keep, with their networks. Default: all.
+    - ``keep_best``: name of a metric; the network with its best average is kept as ``net_g_best.pth``.
 
-    Any class of torch.optim or timm.optim may stand under ``optim_g: type``. A BasicSR loss under ``pixel_opt``
-    (L1Loss, ...) compares the estimate of x0 with ``gt``. All that is random in a step follows from ``manual_seed``,
-    iteration and place in the batch of all ranks, so that a resumed run equals an uninterrupted one.
+    ``optim_g: type`` may be any class of torch.optim or timm.optim. A BasicSR loss under ``pixel_opt`` (L1Loss, ...)
+    compares the estimate of x0 with ``gt``. All random numbers of a step depend only on ``manual_seed``, the iteration
+    and the place in the batch of all ranks, so a resumed run equals an uninterrupted one.
 
     Raises:
         OptionError: Naming the option key or file, what was found and what is allowed.
     """
 
-    GO_ON = 'Go on with --auto_resume.'
-    """What a user does after a stop."""
+    GO_ON = 'Resume with --auto_resume.'
+    """Advice to the user after a stop."""
 
     def __init__(self, opt: dict[str, Any]) -> None:
         check_model(opt, strict=type(self).__module__.startswith('rdbm_plugin.'))
@@ -92,8 +88,8 @@ class RDBMModel(BasicSRModel):
         self.ranks = Ranks(opt['dist'])
         self.progress = Progress(opt)
         if len(set(self.ranks.gather(self.progress.seed))) > 1:
-            # BasicSR draws another one in each process where the option file has none.
-            raise OptionError('manual_seed: missing; several processes need one and the same.')
+            # Without a seed in the option file, BasicSR draws a different one in each process.
+            raise OptionError('manual_seed: missing; all processes need the same seed, such as 0.')
         self.interruption = Interruption(self.ranks.group)
         self.checkpoints = Checkpoints(opt['path'], (opt.get('logger') or {}).get('keep_last'), running_options(opt))
         self.validator = Validator(opt, self.ranks)
@@ -104,7 +100,7 @@ class RDBMModel(BasicSRModel):
         super().__init__(opt)
 
     def attach(self, loop: Loop) -> None:
-        """Take what is needed to go on within an epoch, and to make up for a validation that was broken off."""
+        """Set the training loop, which is needed to resume within an epoch and to repeat an interrupted validation."""
         self.loop = loop
 
     # ------------------------------------------------------------------ network and optimizer
@@ -112,81 +108,78 @@ class RDBMModel(BasicSRModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         net = net.to(memory_format=torch.channels_last)
         if self.opt['dist'] and self.device.type == 'cpu':
-            # BasicSR names a GPU.
+            # BasicSR passes the id of a GPU.
             return DistributedDataParallel(net)
         return super().model_to_device(net)
 
     def init_training_settings(self) -> None:
         train = self.opt['train']
-        # Before BasicSR takes blocks apart.
+        # First, because BasicSR removes keys from the blocks.
         settings = check_training(train, self.bridge)
         super().init_training_settings()
+        average = MovingAverage()
         if self.ema_decay > 0:
             self.net_g_ema.to(memory_format=torch.channels_last)
+            average = MovingAverage([p.detach() for p in self.net_g_ema.parameters()], self.ema_decay)
         guard = StepGuard(settings.nonfinite_limit, Path(self.opt['path'].get('experiments_root', '.')), self.ranks)
         tasks = (self.opt.get('datasets') or {}).get('train', {}).get('tasks') or TASKS
         self.task_losses = TaskLosses(tasks, self.device, self.ranks)
         objective = Objective(self.bridge, self.cri_pix, *map(train.get, OBJECTIVE_KEYS))
         self.step = TrainingStep(self.net_g, self.optimizer_g, objective, settings, guard, self.task_losses,
-                                 self.progress, self._average(), self.cri_perceptual)
+                                 self.progress, average, self.cri_perceptual)
         if self.step.dtype == torch.bfloat16 and not computes_bf16(self.device):
-            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no instructions for it and will '
-                                      'be many times slower than with "amp: auto".')
+            get_root_logger().warning(f'train: amp: bf16: this {self.device.type} has no bfloat16 instructions; '
+                                      'training is many times slower than with "amp: auto".')
         count_batches(0)
 
     def get_optimizer(self, optim_type: str, params: list[Tensor], lr: float, **kwargs: Any) -> torch.optim.Optimizer:
-        # BasicSR 1.4.2 knows Adam alone.
+        # BasicSR 1.4.2 knows only Adam.
         return make_optimizer(optim_type, params, lr, **kwargs)
 
     def model_ema(self, decay: float = 0.999) -> None:
-        # BasicSR's version goes through the parameters one by one.
+        # Faster than BasicSR's version, which updates the parameters one by one.
         averages, values = (list(net.parameters()) for net in (self.net_g_ema, self.get_bare_model(self.net_g)))
         get_ema_multi_avg_fn(decay)(averages, values, 0)
-
-    def _average(self) -> MovingAverage:
-        if self.ema_decay == 0:
-            return MovingAverage()
-        return MovingAverage([p.detach() for p in self.net_g_ema.parameters()], self.ema_decay)
 
     # ------------------------------------------------------------------ a training step
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         self.lq = data['lq'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        if hasattr(self, 'gt'):
-            del self.gt
+        vars(self).pop('gt', None)
         if 'gt' in data:
             self.gt = data['gt'].to(self.device, memory_format=torch.channels_last, non_blocking=True)
         self.batch_tasks = data.get('task', [])
         self.batch_names = data.get('lq_path', [''] * len(self.lq))
-        self.seeds = [_seed(self.opt.get('manual_seed'), path) for path in self.batch_names]
+        # The noise of an image depends only on the run's seed and the image's name.
+        seed = self.opt.get('manual_seed')
+        self.seeds = [zlib.crc32(f'{seed}:{osp.basename(path)}'.encode()) for path in self.batch_names]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        batch = Batch(self.lq, self.gt, self.batch_tasks, self.batch_names)
-        self.step.run(current_iter, batch)
+        self.step.run(current_iter, Batch(self.lq, self.gt, self.batch_tasks, self.batch_names))
         count_batches(current_iter)
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        # BasicSR calls this on every rank, at every print_freq. Tasks are shown as means since the last call.
+        # BasicSR calls this on every rank, at every print_freq. Losses of tasks are means since the last call.
         self.log_dict = self.step.read()
         return OrderedDict({**self.log_dict, **self.task_losses.means()})
 
     # ------------------------------------------------------------------ stopping
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        # The first thing that BasicSR's loop calls in an iteration.
+        # BasicSR's loop calls this first in every iteration.
         self.interruption.listen()
         if self.interruption.asked_before():
             self.stop(current_iter - 1)
         super().update_learning_rate(current_iter, warmup_iter)
 
     def stop(self, iteration: int) -> None:
-        """Save what has been trained until the end of ``iteration``, and end the process; all ranks call this."""
-        # tried_iter is the same on all ranks, of which only the first knows whether saving went well.
+        """Save the training up to the end of ``iteration`` and exit; every rank must call this."""
+        # Not saved_iter, which only rank 0 knows.
         if self.progress.tried_iter < iteration <= int(self.opt['train']['total_iter']):
             self.save(self.loop.train_sampler.epoch if self.loop else self.progress.epoch, iteration)
         number = self.interruption.signal or 0
         get_root_logger().info(f'Stopped by {Signals(number).name if number else "another rank"} after iteration '
-                               f'{iteration}; saved until {self.progress.saved_iter}. {self.GO_ON}')
+                               f'{iteration}; saved up to {self.progress.saved_iter}. {self.GO_ON}')
         self.ranks.part()
         raise SystemExit(128 + number)
 
@@ -206,10 +199,8 @@ class RDBMModel(BasicSRModel):
 
     def save_networks(self, current_iter: int | str) -> None:
         """Save the network and its moving average, if there is one, as ``net_g_<current_iter>.pth``."""
-        if hasattr(self, 'net_g_ema'):
-            self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
-        else:
-            self.save_network(self.net_g, 'net_g', current_iter)
+        nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
+        self.save_network(nets, 'net_g', current_iter, ['params', 'params_ema'])
 
     @master_only
     def save_network(self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int | str,
@@ -228,14 +219,14 @@ class RDBMModel(BasicSRModel):
             **self.further_state()})
 
     def further_state(self) -> dict[str, Any]:
-        """What else a training state holds: tensors and plain values."""
+        """Return the other entries of a training state: tensors and plain values."""
         return self.step.state()
 
     # ------------------------------------------------------------------ loading
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True,
                      param_key: str | None = 'params') -> None:
-        # BasicSR's own error is torch's list of keys, and torch < 2.6 would run what the pickle holds.
+        # BasicSR's error only lists keys, and torch < 2.6 would run code in the pickle.
         net = self.get_bare_model(net)
         parameters = read_parameters(load_path, param_key)
         if strict:
@@ -258,10 +249,7 @@ class RDBMModel(BasicSRModel):
         self._go_on_within_epoch(resume_state['epoch'], resume_state['iter'])
 
     def _as_options_have_it(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A training state with the optimizer settings and schedules of a run that had these options from its start.
-
-        BasicSR takes them from the state, however the option file has changed.
-        """
+        """Return a state whose optimizer settings and schedules, which BasicSR takes from it, follow the options."""
         train, step = self.opt['train'], super().update_learning_rate
         replay(lambda iteration: step(iteration, train.get('warmup_iter', -1)), min(state['iter'], train['total_iter']))
         optimizers = zip(state['optimizers'], self.optimizers)
@@ -271,25 +259,25 @@ class RDBMModel(BasicSRModel):
     def _go_on_within_epoch(self, epoch: int, iteration: int) -> None:
         logger = get_root_logger()
         if self.loop is None:
-            logger.warning('The training set starts its epoch anew, unless it is one of rdbm_plugin; "rdbm train" goes '
-                           'on with any where it stopped.')
+            logger.warning('The training set restarts its epoch, unless it is a data set of rdbm_plugin; "rdbm train" '
+                           'resumes any data set where it stopped.')
             return
         self.loop.skip_to(epoch, iteration)
         if not self.progress.validated:
-            logger.info(f'Making up for the validation of iteration {iteration}, which was broken off.')
+            logger.info(f'Repeating the interrupted validation of iteration {iteration}.')
             for loader in self.loop.val_loaders:
                 self.validation(loader, iteration, self.loop.tb_logger, self.opt['val']['save_img'])
 
     # ------------------------------------------------------------------ validation and test
 
     def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        # BasicSR's version lets rank 0 work alone, until the others' next collective call times out.
+        # In BasicSR's version rank 0 works alone, and the next collective call of the others times out.
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        # BasicSR's version scores neither the input nor the average over the sets, and keeps no pictures.
+        # BasicSR's version scores neither the input nor the average over the sets, and saves no pictures.
         if self.is_train:
-            # At the end of a training BasicSR validates once more, with an iteration beyond the last.
+            # At the end of a training, BasicSR validates again, with an iteration beyond the last one.
             current_iter = min(int(current_iter), int(self.opt['train']['total_iter']))
             if current_iter == self.progress.validated_iter:
                 return
@@ -318,10 +306,10 @@ class RDBMModel(BasicSRModel):
             self._log_validation_metric_values(current_iter, name, tb_logger)
 
     def _validation_finished(self, name: str, current_iter: int | str) -> None:
-        """Note the scores in the state of this iteration, and keep the network if its score is the best so far."""
+        """Add the scores to the state of this iteration, and save the network if its score is the best so far."""
         self.progress.validated_iter = current_iter
         metric = self.opt['logger'].get('keep_best')
-        with surviving('What validation found'):
+        with surviving('The results of a validation'):
             if metric is not None and self.best_metric_results[name][metric]['iter'] == current_iter:
                 self.save_networks('best')
             if current_iter == self.progress.saved_iter and not self.progress.validated:
@@ -329,19 +317,16 @@ class RDBMModel(BasicSRModel):
                 self.save_training_state(self.progress.epoch, self.progress.saved_iter)
 
     def restore(self, data: Mapping[str, Any], keep_trajectory: bool = False) -> Restoration:
-        """Restore a batch of one, as a data loader gives it."""
+        """Restore a batch of one image from a data loader."""
         self.feed_data(data)
         if not self.is_train and not self.warm:
-            self._warm_up()
+            # Loads libraries and kernels before time is measured.
+            whole = self.lq
+            self.lq = whole[..., :SMALLEST, :SMALLEST]
+            self.test()
+            self.lq, self.warm = whole, True
         self.test(keep_trajectory)
         return Restoration(self.get_current_visuals(), self.seconds, self.evaluations, self.trajectory)
-
-    def _warm_up(self) -> None:
-        """Let the device load what it needs before a time is taken."""
-        whole = self.lq
-        self.lq = whole[..., :SMALLEST, :SMALLEST]
-        self.test()
-        self.lq, self.warm = whole, True
 
     def test(self, keep_trajectory: bool = False) -> None:
         """Restore ``self.lq`` into ``self.output``; both (N, C, H, W) in [0, 1]."""
@@ -357,13 +342,8 @@ class RDBMModel(BasicSRModel):
         cost.wait(self.device)
         self.seconds = perf_counter() - start
         self.evaluations = result.nfe
-        # Adding half the residual to the input, not mapping x0 back, keeps untouched pixels bit-identical.
+        # Adding half the residual to the input, instead of mapping x0 back, keeps untouched pixels bit-identical.
         self.output = self.lq + result.residual / 2
         self.trajectory = [(point.x_t + 1) / 2 for point in result.trajectory]
         if self.is_train:
             self.net_g.train()
-
-
-def _seed(manual_seed: int | None, path: str) -> int:
-    """A seed that depends on the run's seed and the image's name alone."""
-    return zlib.crc32(f'{manual_seed}:{osp.basename(path)}'.encode())

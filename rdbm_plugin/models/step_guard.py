@@ -1,4 +1,4 @@
-"""What to do about a step whose loss or gradient is not finite: report its batch, and end a training that is lost."""
+"""Handling of steps whose loss or gradient is not finite: report the batch, and end a training that has diverged."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,19 +11,19 @@ from rdbm_plugin.models.checkpoints import save_atomically
 from rdbm_plugin.models.ranks import Ranks
 
 _NAMED = 8
-"""Images of a batch that the log names; the dump has them all."""
+"""Number of images of a batch that the log names; the dump names all."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Too many consecutive steps had a non-finite loss or gradient."""
 
 
 class StepGuard:
-    """Counts steps that must not be taken.
+    """Counts and reports steps that are skipped because they are not finite.
 
     Args:
-        limit: So many in a row end the training.
-        folder: Where the dump of the last of these goes, one file of each rank.
+        limit: Number of consecutive skipped steps that ends the training.
+        folder: Folder for dumps of the last step, one file per rank.
         ranks: All processes of the run.
     """
 
@@ -33,33 +33,27 @@ class StepGuard:
 
     @property
     def lost(self) -> bool:
-        """Whether the last steps, as many as the limit, were not taken."""
+        """Whether the number of consecutive skipped steps has reached the limit."""
         return self.in_a_row >= self.limit
 
     def report(self, iteration: int, losses: Mapping[str, float], norm: float, names: Sequence[str],
                tasks: Sequence[str]) -> None:
-        """Log a step that was not taken, with names and tasks of its samples; every rank has to call this."""
+        """Log a skipped step with the names and tasks of its samples; every rank must call this."""
         self.in_a_row += 1
         self.in_all += 1
+        batches = self.ranks.gather(_described(tasks, names))
+        batch = batches[0] if len(batches) == 1 else '; '.join(f'rank {i}: {each}' for i, each in enumerate(batches))
         get_root_logger().warning(f'Iteration {iteration}: {_values(losses, norm)}: step skipped ({self.in_a_row} in '
-                                  f'a row, {self.in_all} in all). Batch: {self._where(names, tasks)}')
+                                  f'a row, {self.in_all} in all). Batch: {batch}')
 
     def end(self, iteration: int, losses: Mapping[str, float], norm: float, batch: Mapping[str, Any]) -> NoReturn:
-        """End the training; ``batch`` is what is needed to repeat the last step.
-
-        Raises:
-            NonFiniteLoss: Always; the batch has been written to ``folder``.
-        """
+        """Raise NonFiniteLoss, after dumping ``batch``, which has all that is needed to repeat the last step."""
         dump = self.folder / f'nonfinite_{iteration}_rank{self.ranks.rank}.pth'
         save_atomically({'iteration': iteration, 'losses': dict(losses), 'norm': norm, **batch}, dump)
         raise NonFiniteLoss(
             f'{self.in_a_row} steps in a row were not finite (train: nonfinite_limit), the last one at iteration '
-            f'{iteration}: {_values(losses, norm)}. Its batch and weights are in {dump}; see where they arise: python '
-            f'scripts/upkeep/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often help.')
-
-    def _where(self, names: Sequence[str], tasks: Sequence[str]) -> str:
-        found = self.ranks.gather(_described(tasks, names))
-        return found[0] if len(found) == 1 else '; '.join(f'rank {rank}: {each}' for rank, each in enumerate(found))
+            f'{iteration}: {_values(losses, norm)}. Its batch and weights are in {dump}; find the cause with: python '
+            f'scripts/upkeep/replay_step.py {dump}. A smaller lr, grad_clip: 1 or amp: none often helps.')
 
 
 def _values(losses: Mapping[str, float], norm: float) -> str:
@@ -73,14 +67,14 @@ def _described(tasks: Sequence[str], names: Sequence[str]) -> str:
 
 
 def gradient_norm(parameters: Sequence[Tensor], limit: float) -> Tensor:
-    """Norm of all gradients together, which are scaled down to ``limit`` if it is larger."""
+    """Return the total norm of all gradients; if it exceeds ``limit``, scale them down to it."""
     if limit < float('inf') or not hasattr(torch.nn.utils, 'get_total_norm'):
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def noted(tensors: Iterable[Tensor]) -> Callable[[Tensor], None]:
-    """Note what a step may change; result(0) puts it back, result(1) does not, and nothing waits for the device."""
+    """Copy tensors that a step may change; result(0) restores them, result(1) does not. Never waits for the device."""
     before = [(tensor, tensor.clone()) for tensor in tensors]
 
     def put_back(taken: Tensor) -> None:

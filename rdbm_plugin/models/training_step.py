@@ -1,7 +1,4 @@
-"""One step of training: states of the bridge, gradients, and the optimizer's step unless something is not finite.
-
-Knows nothing of BasicSR's loop, files or validation. Needs torch; BasicSR for the guard's log.
-"""
+"""One training step: bridge states, gradients, and the optimizer's step. Needs torch; BasicSR for the guard's log."""
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite
@@ -19,11 +16,11 @@ from rdbm_plugin.models.step_guard import StepGuard, gradient_norm, noted
 from rdbm_plugin.models.task_losses import TaskLosses
 
 READ_EVERY = 100
-"""Steps on a GPU until their losses are read at the latest: a run that is lost should not go on for long."""
+"""Largest number of steps on a GPU before their losses are read, so that a diverged run ends soon."""
 
 
 class TrainingSettings(NamedTuple):
-    """What RDBMModel adds to BasicSR's keys of ``train:``; see there."""
+    """The keys of ``train:`` that RDBMModel adds to BasicSR's; see there."""
 
     amp: str
     grad_clip: float
@@ -34,7 +31,7 @@ class TrainingSettings(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pairs of images, (N, C, H, W) in [0, 1], with task and name of each sample, if they have any."""
+    """Pairs of images, (N, C, H, W) in [0, 1], with the task and name of each sample; both may be empty."""
 
     lq: Tensor
     gt: Tensor
@@ -43,10 +40,10 @@ class Batch(NamedTuple):
 
 
 class MovingAverage:
-    """Values that follow those of a network.
+    """Moving averages of a network's parameters.
 
     Args:
-        values: The averages, in the order of the network's parameters, or none.
+        values: The averages, in the order of the parameters; empty: none are kept.
         decay: Share of an average that a step keeps.
     """
 
@@ -54,7 +51,7 @@ class MovingAverage:
         self.values, self.decay = list(values), decay
 
     def follow(self, weights: Sequence[Tensor], taken: Tensor) -> None:
-        """Move a step's way to ``weights`` if it was taken: 1, else 0; nothing waits for the device."""
+        """Update the averages with ``weights`` if ``taken`` is 1 rather than 0; does not wait for the device."""
         if self.values:
             gaps = torch._foreach_sub(weights, self.values)
             torch._foreach_mul_(gaps, (1 - self.decay) * taken)
@@ -62,20 +59,20 @@ class MovingAverage:
 
 
 class TrainingStep:
-    """Trains a network on batches, the same way whatever number of ranks shares them.
+    """Trains a network on batches; the result does not depend on how many ranks share a batch.
 
-    On a GPU nothing waits for the device until :meth:`read` is called, or READ_EVERY steps have not been read: a step
-    that is not finite is skipped by the device itself.
+    On a GPU nothing waits for the device until :meth:`read` is called or READ_EVERY steps are unread: the device itself
+    skips steps that are not finite.
 
     Args:
-        net: Takes (x_t, mu, t); may be wrapped for several ranks.
-        optimizer: Of its parameters.
-        objective: Draws states and compares outputs.
-        settings: Precision, clipping, parts, capture, compilation.
-        guard: Reports steps that are not taken, of all ranks of the run.
-        task_losses: Takes the loss of every sample.
-        progress: Its seed decides about all that is random; its options go into the guard's dump.
-        average: Follows the parameters of ``net``.
+        net: Takes (x_t, mu, t); may be wrapped in DistributedDataParallel.
+        optimizer: Optimizer of the parameters of ``net``.
+        objective: Draws states and compares outputs with targets.
+        settings: Precision, clipping, micro-batches, capture, compilation.
+        guard: Reports skipped steps of all ranks.
+        task_losses: Receives the loss of every sample.
+        progress: Its seed determines all random numbers; its options go into the guard's dump.
+        average: Moving averages of the parameters of ``net``.
         perceptual: BasicSR's PerceptualLoss on the estimate of x0.
     """
 
@@ -85,14 +82,14 @@ class TrainingStep:
         self.net, self.optimizer, self.objective, self.perceptual = net, optimizer, objective, perceptual
         self.settings, self.guard, self.task_losses = settings, guard, task_losses
         self.ranks, self.progress, self.average = guard.ranks, progress, average
-        # In training alone: validation has images of many sizes, each of which would be compiled for.
+        # Only for training: validation has images of many sizes, and each would need a compilation.
         self.compiled = torch.compile(net) if settings.compile else net
         self.weights = [p.detach() for p in net.parameters()]
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.dtype = precision(settings.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if settings.amp == 'fp16' else None
-        # Fused optimizers take the device's word for whether to step; what capturable ones have done can be undone.
+        # Fused optimizers read from the device whether to step; the steps of capturable ones can be undone there.
         self.fused = self.scaler is None and getattr(optimizer, '_step_supports_amp_scaling', False)
         capturable = self.scaler is None and all(group.get('capturable') for group in optimizer.param_groups)
         self.waits = not (self.fused or capturable)
@@ -104,7 +101,7 @@ class TrainingStep:
         self._losses_read: dict[str, float] = {}
 
     def _obstacle(self) -> str:
-        """Why the step cannot be captured, or nothing."""
+        """Why the step cannot be captured; empty if it can."""
         if self.device.type != 'cuda':
             return f'the network is on the {self.device.type}'
         if self.ranks.group is not None:
@@ -116,10 +113,10 @@ class TrainingStep:
         return 'perceptual_opt is set' if self.perceptual else ''
 
     def run(self, iteration: int, batch: Batch) -> None:
-        """Take a step; :meth:`read` gives its losses.
+        """Take a step; :meth:`read` returns its losses.
 
         Raises:
-            NonFiniteLoss: As many steps in a row as the guard allows were not taken.
+            NonFiniteLoss: The guard's limit of consecutive skipped steps is reached.
         """
         seed_step(self.progress.seed, iteration, self.ranks.rank)
         draws = Draws(self.progress.seed, iteration, self.ranks.rank, self.ranks.count, len(batch.lq))
@@ -127,14 +124,14 @@ class TrainingStep:
         members = to_device(self.task_losses.members(batch.tasks, len(batch.lq)), self.device)
         if self.resumed:
             self._rehearse(batch, plan)
-        # Without its images: those of a hundred steps would fill a GPU.
+        # Without the images: those of a hundred steps would fill a GPU.
         self._unread.append((iteration, list(batch.names), list(batch.tasks),
                              self.work(batch.lq, batch.gt, members, *plan)))
         if len(self._unread) >= self.read_every:
             self.read()
 
     def read(self) -> dict[str, float]:
-        """Losses of the last step, means over all ranks; reports all steps that were not taken since the last call.
+        """Report all steps skipped since the last call; return the losses of the last step, means over all ranks.
 
         Raises:
             NonFiniteLoss: See :meth:`run`.
@@ -146,13 +143,13 @@ class TrainingStep:
         for (iteration, names, tasks, _), (*values, norm) in zip(steps, read):
             losses = self._losses_read = dict(zip(self._names, values))
             finite = all(map(isfinite, values))
-            # A gradient beyond the range of fp16 is how the scaler finds its scale, unless that was down to 1.
+            # The scaler finds its scale through gradients that overflow fp16, but at scales below 1 those are a fault.
             expected = finite and self.scaler is not None and self.scaler.get_scale() >= 1
             if finite and isfinite(norm):
                 self.guard.in_a_row = 0
             elif not expected:
                 self.guard.report(iteration, losses, norm, names, tasks)
-        # Weights and states are still those of the last step.
+        # The weights and states are still those of the last step.
         if self.guard.lost:
             net = self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
             self.guard.end(iteration, losses, norm, {
@@ -161,12 +158,12 @@ class TrainingStep:
         return self._losses_read
 
     def predict(self, x_t: Tensor, mu: Tensor, t: Tensor) -> Tensor:
-        """The network's output in float32, whatever precision it works in; (N, C, H, W)."""
+        """The network's output in float32, whatever its working precision; (N, C, H, W)."""
         with working_in(self.dtype, self.device):
             return self.compiled(x_t, mu, t).float()
 
     def _rehearse(self, batch: Batch, plan: Plan) -> None:
-        """Let ranks order their gradients as they did before they were broken off: by the first backward pass."""
+        """Run a backward pass after resuming: the first one fixes the order in which ranks reduce later gradients."""
         self.resumed = False
         if isinstance(self.net, DistributedDataParallel):
             put_back = noted(self.net.buffers())
@@ -175,9 +172,9 @@ class TrainingStep:
             put_back(torch.zeros((), device=self.device))
 
     def _work(self, lq: Tensor, gt: Tensor, members: Tensor, *plan: Tensor) -> Tensor:
-        """The step itself, without a wait for the device: losses and norm of the gradient, (K,).
+        """Take the step without waiting for the device; return the losses and the norm of the gradient, (K,).
 
-        Takes tensors alone, in shapes that stay the same from step to step, so that it can be captured.
+        All arguments are tensors whose shapes are the same in every step, so that the step can be captured.
         """
         put_back = noted(self.net.buffers())
         self._states = self.objective.states(lq, gt, Plan(*plan), self.predict, self.ranks.mean)
@@ -205,7 +202,7 @@ class TrainingStep:
                                  if isinstance(value, Tensor))]
 
     def _add_gradients(self, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Losses of the batch, means over all ranks, and of each sample; gradients are added up part by part."""
+        """Accumulate gradients part by part; return losses of the batch, means over all ranks, and of each sample."""
         count, passes = len(states.mu), self.objective.passes
         parts = torch.arange(count).tensor_split(self.settings.micro_batches)
         total: dict[str, Tensor] = {}
@@ -217,7 +214,7 @@ class TrainingStep:
             output = None
             for turn in range(passes):
                 part = part if output is None else self.objective.next_pass(part, output)
-                # Ranks need to share gradients only once they are complete.
+                # Ranks reduce gradients only once these are complete.
                 alone = not isinstance(self.net, DistributedDataParallel)
                 with nullcontext() if alone or (number + 1, turn + 1) == (len(parts), passes) else self.net.no_sync():
                     output = self.objective.output(part, self.predict)
@@ -232,7 +229,7 @@ class TrainingStep:
         return means, None if each is None else samples
 
     def _losses(self, output: Tensor, states: States) -> tuple[dict[str, Tensor], Tensor | None]:
-        """All terms of the loss: ours compares in the bridge, BasicSR's compare the estimate of x0 with gt."""
+        """All terms of the loss, and the loss of each sample if the criterion gives it."""
         terms, each = {}, None
         if self.objective.criterion:
             found = self.objective.loss(output, states)
@@ -244,7 +241,7 @@ class TrainingStep:
         return terms, each
 
     def _advance(self, taken: Tensor) -> None:
-        """Let the optimizer step if losses and gradient, which are those of all ranks, are finite."""
+        """Let the optimizer step if the losses and gradients, which are those of all ranks, are finite."""
         if self.fused:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, 1 - taken
             self.optimizer.step()
@@ -258,13 +255,13 @@ class TrainingStep:
             self.scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """What a training state holds of it."""
+        """The entries of a training state that :meth:`load` reads."""
         self.read()
         return {'task_losses': self.task_losses.state(), 'scaler': self.scaler.state_dict() if self.scaler else {},
                 'nonfinite': [self.guard.in_a_row, self.guard.in_all]}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a training state, of BasicSR's models too, which lacks what :meth:`state` gives."""
+        """Resume from a training state; one of BasicSR's own models lacks the entries of :meth:`state`."""
         self.task_losses.load(state.get('task_losses', []))
         if self.scaler and state.get('scaler'):
             self.scaler.load_state_dict(state['scaler'])

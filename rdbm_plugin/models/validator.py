@@ -1,4 +1,4 @@
-"""Restoring and scoring data sets on all ranks, with tables and pictures. Needs BasicSR."""
+"""Restoration and scoring of data sets on all ranks, with tables and pictures. Needs BasicSR."""
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,20 +17,20 @@ from rdbm_plugin.models.ranks import Ranks
 
 
 class Restoration(NamedTuple):
-    """What was made of one degraded image, in how many seconds and network evaluations."""
+    """The restoration of one image, its duration in seconds and its number of network evaluations."""
 
     images: Mapping[str, Tensor]
     """``lq``, ``result`` and, with ground truth, ``gt``: each (1, C, H, W) in [0, 1]."""
     seconds: float
     evaluations: int
     trajectory: Sequence[Tensor] = ()
-    """States from mu to x0, (1, C, H, W) in [0, 1], if they were asked for."""
+    """States from mu to x0, (1, C, H, W) in [0, 1], if requested."""
 
 
 class Validator:
-    """Scores the sets of an option file, one after the other, and reports on all of them after the last.
+    """Scores the data sets of an option file one by one, and reports on all of them after the last.
 
-    Each of ``ranks``, all processes of the run, restores its share of the images.
+    ``ranks`` are all processes of the run; each of them restores its share of the images.
     """
 
     def __init__(self, opt: Mapping[str, Any], ranks: Ranks) -> None:
@@ -48,14 +48,15 @@ class Validator:
 
     def run(self, dataset: Dataset, restore: Callable[[dict[str, Any], bool], Restoration], iteration: int | str,
             board: Any, save_img: bool, stopping: Callable[[], bool] = lambda: False) -> list[ImageScore]:
-        """Restore and score a data set; every rank calls this, and gets the scores of all images.
+        """Restore and score a data set; return the scores of all images. Every rank must call this.
 
         Args:
-            dataset: As BasicSR makes it; its ``opt`` has its name.
-            restore: Called with a batch of one and with whether to keep the trajectory.
-            iteration, board: For names of pictures, and for curves of TensorBoard if it is not None.
+            dataset: A data set of BasicSR; its ``opt`` holds its name.
+            restore: Called with a batch of one image, and with whether to keep the trajectory.
+            iteration: Part of the names of pictures.
+            board: A TensorBoard writer for examples, or None.
             save_img: Whether to write the restored images.
-            stopping: Whether this rank shall skip what is left.
+            stopping: Returns whether this rank should skip its remaining images.
         """
         name = dataset.opt['name']
         bar = tqdm(range(self.ranks.rank, len(dataset), self.ranks.count), desc=f'Validate {name}', unit='image',
@@ -103,7 +104,7 @@ class Validator:
                 board.add_image(f'trajectory/{name}', pictures.strip(states), iteration, dataformats='HWC')
 
     def collect(self, name: str, scores: list[ImageScore]) -> dict[str, list[ImageScore]] | None:
-        """Take the scores of one set; returns those of all sets after the last one, else None."""
+        """Add the scores of one set; return those of all sets after the last one, else None."""
         self.finished[name] = scores
         if any(dataset not in self.finished for dataset in self.sets):
             return None
@@ -111,14 +112,14 @@ class Validator:
         return finished
 
     def report(self, finished: Mapping[str, Sequence[ImageScore]]) -> None:
-        """Log the tables of all sets, draw the before/after picture, write the results of a test; on rank 0 alone."""
+        """On rank 0, log the tables of all sets, draw the before/after picture and, in a test, write the results."""
         if self.ranks.rank != 0:
             return
         logger = get_root_logger()
         sets = {dataset: SetScore.of(each) for dataset, each in finished.items()}
         evaluations = SetScore.of([*sets.values()]).evaluations
         for metric in next(reversed(sets.values())).restored:
-            logger.info(f'Validation, {evaluations:g} network evaluations an image:\n{gain_table(sets, metric)}')
+            logger.info(f'Validation, {evaluations:g} network evaluations per image:\n{gain_table(sets, metric)}')
         path = Path(self.opt['path']['visualization'], 'before_after.png')
         columns = ('degraded', 'restored', 'clean')[:max(map(len, self.examples.values()))]
         self._write_picture(pictures.picture_grid(self.examples, columns)[:, :, ::-1], path)
@@ -126,4 +127,4 @@ class Validator:
         if not self.training:
             folder = Path(self.opt['path']['results_root'])
             write_results(folder, finished, self.opt)
-            logger.info(f'Tables, scores of every image, options and versions: {folder}')
+            logger.info(f'Tables, scores of each image, options and versions: {folder}')

@@ -22,7 +22,7 @@ class Move(NamedTuple):
     curvature: float = 0.0
     """Weight of the difference to the previous estimate; 0: first order."""
     twice: bool = False
-    """Whether to evaluate at node s, too, and step with the mean of both estimates."""
+    """Whether to evaluate at node s as well and step with the mean of both estimates."""
 
 
 class BridgeSampler(Sampler):
@@ -43,18 +43,18 @@ class BridgeSampler(Sampler):
     - ``mean_ode``: the posterior mean at every step, GOUB's mean-ODE (arXiv 2312.10299). Without the noise of eta = 1
       it does not keep the marginals: fewer details, higher PSNR for bridges with much noise.
 
-    The first step and the last, into x0, are of first order. No step uses an earlier estimate of a pinned node T: the
-    estimate jumps there, as x_T = mu says nothing about the noise.
+    The first step and the last one, to x0, are first order. So is the step after a pinned node T with the multistep
+    solvers: the estimate is discontinuous at node T, as x_T = mu contains no noise.
 
     Args:
         bridge, start: See :class:`Sampler`.
         steps: Network evaluations (NFE), from 1 to T.
-        eta: 0 deterministic (Eq. 19) ... 1 samples the posterior. With modulation 'residual' an eta > 0 is biased:
-            it needs E[residual^2], the network gives E[residual]; a warning says so.
+        eta: From 0 (deterministic, Eq. 19) to 1 (samples the posterior). With modulation 'residual', eta > 0 warns
+            that it is biased: it needs E[residual^2], but the network estimates E[residual].
         solver: See above.
 
     Raises:
-        OptionError: An argument is out of its range, or eta > 0 with another solver than euler.
+        OptionError: An argument is out of range, or eta > 0 is combined with a solver other than euler.
     """
 
     def __init__(self, bridge: ResidualBridge, steps: int = 10, eta: float = 0.0, start: str = 'mean',
@@ -67,9 +67,8 @@ class BridgeSampler(Sampler):
             raise OptionError(f"eta: found {eta!r} with solver {solver!r}; eta > 0 needs solver 'euler'.")
         if self.eta > 0 and bridge.modulation == 'residual':
             warnings.warn("eta > 0 with modulation 'residual' is biased: the noise it adds needs E[residual^2], "
-                          'the network estimates E[residual].', stacklevel=2)
-        # Heun's first and last step take one evaluation, the others two; an odd NFE leaves one for another step of
-        # first order.
+                          'but the network estimates E[residual].', stacklevel=2)
+        # Heun's first and last step take one evaluation, the others two; with an odd NFE, one more step takes one.
         self.nodes = bridge.nodes(steps if solver != 'heun' else min(steps, 2) + (steps - 1) // 2)
         self.plan = [self._move(i) for i in range(len(self.nodes) - 1)]
 
@@ -97,7 +96,7 @@ class BridgeSampler(Sampler):
             if keep_trajectory:
                 trajectory.append(self.point(move.t, z, residual, mu))
             step = move.step
-            # In place where the tensor is new: with large images, allocation costs time.
+            # Operations on new tensors are in place, because allocating large images is slow.
             moved = (z * step.z_weight).add_(residual, alpha=step.residual_weight)
             if move.twice:
                 moved = moved.add(estimate(moved, move.s) - residual, alpha=step.residual_weight / 2)

@@ -1,4 +1,4 @@
-"""Data consistency: corrections of estimates of x0 by what is known of it. Needs torch only.
+"""Data consistency: corrections that make estimates of x0 agree with known measurements. Needs torch only.
 
 Each function returns the ``consistency`` argument of a sampler. Images are in [-1, 1].
 """
@@ -18,11 +18,11 @@ def known_pixels(mask: Tensor, image: Tensor) -> Consistency:
 def known_downsampling(image: Tensor, factor: int) -> Consistency:
     """Super-resolution: the means of x0 over blocks of ``factor`` x ``factor`` pixels are ``image``.
 
-    Gives the nearest such x0 in least squares: the error of a mean is added to all pixels of its block.
+    The correction returns the nearest such x0 in least squares: it adds the error of a mean to all pixels of its block.
 
     Args:
         image: (N, C, H / factor, W / factor).
-        factor: Of both directions, at least 2.
+        factor: For both directions, at least 2.
 
     Raises:
         OptionError: The sizes do not fit, or ``factor`` is below 2.
@@ -41,13 +41,13 @@ def known_downsampling(image: Tensor, factor: int) -> Consistency:
 def known_blur(image: Tensor, kernel: Tensor, noise_ratio: float = 1e-2) -> Consistency:
     """Non-blind deblurring: x0 blurred by ``kernel`` is ``image``.
 
-    The least-squares correction x0 + K* (image - K x0) / (|K|^2 + noise_ratio) in the Fourier domain, with periodic
-    edges; frequencies that the kernel removes are left to the network.
+    The least-squares correction is x0 + K* (image - K x0) / (|K|^2 + noise_ratio) in the Fourier domain, with periodic
+    edges. It does not change frequencies that the kernel removes.
 
     Args:
         image: The blurred image, (N, C, H, W).
-        kernel: (h, w) of odd h and w, sum 1, centred; not larger than the image.
-        noise_ratio: > 0; the larger, the less is corrected, and the less noise of ``image`` comes through.
+        kernel: (h, w) with odd h and w, sum 1, centred; not larger than the image.
+        noise_ratio: > 0; larger values correct less and pass on less noise from ``image``.
 
     Raises:
         OptionError: The kernel has an even side, or ``noise_ratio`` is not positive.

@@ -12,23 +12,23 @@ from rdbm_plugin.samplers.sampler import Sampler, SampleResult
 class ParallelSampler(Sampler):
     """The deterministic trajectory of Eq. 19 as the fixed point of one map, found by Anderson acceleration.
 
-    Each round evaluates the states of all nodes in one batch, the linear recursion gives new states, and the last few
-    rounds are combined to the least remaining change (Anderson 1965; for restoration by deep equilibria see Cao et
-    al., arXiv 2311.11600). After round k the first k states are exact for any network: ``steps`` rounds give the
+    Each round evaluates the states of all nodes in one batch and computes new states by the linear recursion. The last
+    rounds are then combined to minimize the remaining change (Anderson 1965; for restoration by deep equilibria see Cao
+    et al., arXiv 2311.11600). After round k the first k states are exact for any network: ``steps`` rounds give the
     sequential result, and far fewer usually reach ``tolerance``.
 
-    It takes fewer *rounds* than the sequential sampler but a larger NFE, since every round evaluates all nodes that
-    are not exact yet: useful where the device has room for such a batch, slower on a CPU.
+    It takes fewer *rounds* than the sequential sampler but a larger NFE, as every round evaluates all nodes that are
+    not yet exact. This helps if the device has room for such a batch, and is slower on a CPU.
 
     Args:
         bridge, start: See :class:`Sampler`.
         steps: Nodes of the trajectory, from 1 to T.
-        tolerance: Largest change of any pixel of any state, in units of the [-1, 1] range, at which it stops; 0: only
+        tolerance: Stop when no pixel of any state changes by more than this, in units of the [-1, 1] range; 0: stop
             when all states are exact.
-        memory: Earlier rounds to combine; 0: plain fixed-point iteration.
+        memory: Number of earlier rounds to combine; 0: plain fixed-point iteration.
 
     Raises:
-        OptionError: An argument is out of its range.
+        OptionError: An argument is out of range.
     """
 
     def __init__(self, bridge: ResidualBridge, steps: int = 10, start: str = 'mean',
@@ -75,11 +75,10 @@ class ParallelSampler(Sampler):
                 states[exact + 2:] = _combine([(x[exact + 2:], y[exact + 2:]) for x, y in history])
         z = residuals[-1]
         visited = [*zip(self.nodes, states, residuals), (0, z, z)] if keep_trajectory else []
-        trajectory = [self.point(*each, mu) for each in visited]
-        return SampleResult(mu + z, z, nfe, trajectory)
+        return SampleResult(mu + z, z, nfe, [self.point(*each, mu) for each in visited])
 
     def _through(self, first: Tensor, residuals: Tensor, kick: Tensor) -> Tensor:
-        """The states at all nodes but 0 that follow from the estimates, (count, N, C, H, W)."""
+        """The states at all nodes except 0 that follow from the estimates, (count, N, C, H, W)."""
         states = [first]
         for i, step in enumerate(self.steps[:-1]):
             z = step.z_weight * states[-1] + step.residual_weight * residuals[i]
@@ -88,7 +87,7 @@ class ParallelSampler(Sampler):
 
 
 def _combine(history: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Anderson's mix of maps x -> y, each (nodes, N, C, H, W), for each image alone."""
+    """Combine pairs x -> y, each (nodes, N, C, H, W), by Anderson's method, separately for each image."""
     changes = torch.stack([(y - x).movedim(1, 0).flatten(1) for x, y in history], dim=1).double()
     gram = changes @ changes.transpose(1, 2)
     scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-30)

@@ -29,9 +29,9 @@ class SampleResult(NamedTuple):
     residual: Tensor
     """x0 - mu: added to the input, it leaves pixels whose residual is 0 bit-identical."""
     nfe: int
-    """Network evaluations an image."""
+    """Network evaluations per image."""
     trajectory: list[TrajectoryPoint]
-    """The visited nodes from T downwards, if asked for, else empty."""
+    """The visited nodes from T downwards if requested, else empty."""
 
 
 class Sampler:
@@ -41,16 +41,16 @@ class Sampler:
 
     Args:
         bridge: The bridge to run backwards; it also defines what the network predicts.
-        start: How node T is left. At a pinned end: ``mean``: without noise, near the least squared error;
-            ``stochastic``: with noise modulated by the first residual estimate. At a soft end x_T is the mean of the
-            last marginal or a sample of it; these are the same for pi = residual, not known before the first estimate.
+        start: How to leave node T. At a pinned end, ``mean`` adds no noise and is near the least squared error, and
+            ``stochastic`` adds noise modulated by the first residual estimate. At a soft end, x_T is the mean of the
+            last marginal or a sample of it; both are the same for pi = residual, as the residual is unknown there.
 
     Raises:
-        OptionError: An argument is out of its range.
+        OptionError: An argument is out of range.
     """
 
     nfe: int
-    """Network evaluations an image, or the fewest possible."""
+    """Network evaluations per image, or the smallest possible number."""
 
     def __init__(self, bridge: ResidualBridge, start: str = 'mean') -> None:
         self.bridge = bridge
@@ -63,15 +63,15 @@ class Sampler:
         Args:
             network: Called as network(x_t, mu, t) with t of shape (N,), int64, on the device of ``mu``.
             mu: Degraded images, (N, C, H, W) in [-1, 1].
-            seeds: One an image, whose noise then depends on nothing else; default: torch's global generator.
+            seeds: One seed per image, which alone determines its noise; default: torch's global generator.
             keep_trajectory: Also return the state and the estimate at every node.
             consistency: Corrects every estimate of x0; see :mod:`rdbm_plugin.samplers.consistency`.
 
         Raises:
-            OptionError: There are not as many seeds as images.
+            OptionError: The number of seeds differs from the number of images.
         """
         if seeds is not None and len(seeds) != len(mu):
-            raise OptionError(f'seeds: found {len(seeds)} for {len(mu)} images; expected one seed an image.')
+            raise OptionError(f'seeds: found {len(seeds)} for {len(mu)} images; expected one seed per image.')
         generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         images = len(mu)
 
@@ -93,8 +93,8 @@ class Sampler:
 
     def sample(self, mu: Tensor, estimate: Callable[..., Tensor], noise: Callable[[], Tensor],
                keep_trajectory: bool) -> SampleResult:
-        """Run the reverse process from ``mu``; ``estimate(z, t)`` gives the residual from states z = x_t - centre at
-        node t, ``noise()`` standard normal noise, both of the shape of ``mu``."""
+        """Run the reverse process from ``mu``; ``estimate(z, t)`` returns the residual for states z = x_t - centre at
+        node t, ``noise()`` returns standard normal noise, both with the shape of ``mu``."""
         raise NotImplementedError
 
     def first_state(self, mu: Tensor, noise: Callable[[], Tensor]) -> Tensor:

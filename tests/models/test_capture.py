@@ -155,7 +155,7 @@ def test_a_recording_that_goes_wrong_is_found_and_dropped(log):
     plain, captured = step_of(), step_of(record)
     assert str(train(plain, range(1, 8))) == str(train(captured, range(1, 8)))
     assert all(map(torch.equal, plain._changed(), captured._changed()))
-    assert 'Steps are not captured: a repeated step leads elsewhere than a plain one' in log.text
+    assert 'Steps are not captured: a replayed step differs from a plain one' in log.text
 
 
 def test_obstacles_are_named(log):

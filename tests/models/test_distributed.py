@@ -71,7 +71,7 @@ def test_two_ranks_stop_together_and_go_on_bit_for_bit(file, tmp_path):  # noqa:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0
-    end = re.search(r'Stopped by SIGTERM after iteration (\d+); saved until (\d+)', (stopped / 'output').read_text())
+    end = re.search(r'Stopped by SIGTERM after iteration (\d+); saved up to (\d+)', (stopped / 'output').read_text())
     assert end[1] == end[2]
     assert f'iter: {end[1]}.' in two_ranks(*launched(file, {}, '--auto_resume')[5:], cwd=stopped).stdout
     assert differences(what_remains(whole), what_remains(stopped)) == []

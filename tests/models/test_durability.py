@@ -132,11 +132,11 @@ def test_run_that_was_asked_to_stop_is_gone_on_with_bit_for_bit(file, whole, tmp
     changes = {'datasets:train:num_worker_per_gpu': workers}
     status, output = break_off(file, tmp_path, words, number, group, **changes)
     assert status == 128 + number and 'Traceback' not in output
-    stopped = re.search(r'Stopped by (\w+) after iteration (\d+); saved until (\d+)', output)
+    stopped = re.search(r'Stopped by (\w+) after iteration (\d+); saved up to (\d+)', output)
     assert stopped[1] == number.name and stopped[2] == stopped[3]
     output = train(file, tmp_path, '--auto_resume', **changes)
     assert f'iter: {stopped[2]}.' in output
-    assert ('Making up for the validation of iteration 4' in output) == (words == 'Validation derain')
+    assert ('Repeating the interrupted validation of iteration 4' in output) == (words == 'Validation derain')
     assert differences(what_remains(whole), what_remains(tmp_path)) == []
 
 
@@ -162,7 +162,7 @@ def test_damaged_newest_state_is_named_and_the_one_before_is_taken(whole, tmp_pa
     assert load_resume_state(opt)['iter'] == 6
     assert opt['path']['resume_state'].endswith('6.state')
     told = capsys.readouterr().out
-    assert f'Passed over {state}' in told and victim.name in told
+    assert f'Skipped {state}' in told and victim.name in told
     assert not (tmp_path / 'evil ran').exists()
     assert not list(tmp_path.rglob('.*.partial'))
 
@@ -185,7 +185,7 @@ def options(folder, **path):
 
 def test_run_without_a_whole_state_is_not_archived_silently(half):
     (half / RUN / 'training_states/6.state').write_bytes(b'torn')
-    with pytest.raises(OptionError, match=r'no state in \S+ is whole.*6\.state: damaged'):
+    with pytest.raises(OptionError, match=r'no state in \S+ is intact.*6\.state: damaged'):
         load_resume_state(options(half))
 
 
@@ -205,7 +205,7 @@ def test_damaged_newest_state_costs_the_iterations_since_the_one_before_and_noth
     state = tmp_path / RUN / 'training_states/12.state'
     state.write_bytes(state.read_bytes()[:5000])
     output = train(file, tmp_path, '--auto_resume')
-    assert f'Passed over {state}' in output and 'iter: 6.' in output
+    assert f'Skipped {state}' in output and 'iter: 6.' in output
     assert differences(what_remains(whole), what_remains(tmp_path)) == []
 
 
@@ -216,7 +216,7 @@ def test_state_of_basicsr_is_gone_on_with(file, half):
     torch.save({key: state[key] for key in ('epoch', 'iter', 'optimizers', 'schedulers')}, path)
     expected = weights(half, 'net_g_6.pth')
     output = train(file, half, '--auto_resume', **{'train:total_iter': 7})
-    assert 'The state was written by BasicSR' in output and 'best scores so far are not in it' in output
+    assert 'The state was written by BasicSR' in output and 'it lacks the best scores so far' in output
     assert re.findall(r'iter: +(\d+), lr', output) == ['7']
     assert 0 < max(float((weights(half)['params'][name] - value).abs().max())
                    for name, value in expected['params'].items()) < 0.01
@@ -225,7 +225,7 @@ def test_state_of_basicsr_is_gone_on_with(file, half):
 def test_changed_options_are_named_and_a_longer_schedule_holds(file, half):
     """BasicSR would keep the old periods and fail behind their end."""
     output = train(file, half, '--auto_resume', **{**short(14), 'bridge:modulation': 'one'})
-    assert "Resumed with another option than before: bridge: modulation: 'residual' -> 'one'" in output
+    assert "Resumed with a changed option: bridge: modulation: 'residual' -> 'one'" in output
     assert 'train: total_iter: 12 -> 14' in output
     rates = [float(x) for x in re.findall(r'lr:\((\S+),\)', output)]
     assert len(rates) == 8 and rates[-1] < rates[-2] < rates[0]

@@ -29,7 +29,7 @@ def test_network_and_state_of_version_0_1_are_gone_on_with(tmp_path):
     output = command('-m', 'rdbm_plugin', 'train', '-opt', OLD / 'run.yml', '--auto_resume', *forced(CHANGES),
                      cwd=tmp_path).stdout
     assert 'Resuming training from epoch: 0, iter: 4.' in output
-    assert re.findall('Resumed with another option than before: (.*)', output) == ['train: node_t_share: 0.6 -> 1']
+    assert re.findall('Resumed with a changed option: (.*)', output) == ['train: node_t_share: 0.6 -> 1']
     # Five digits are printed.
     assert [float(x) for x in re.findall(r'l_pix: (\S+)', output)] == pytest.approx(LOSSES, rel=2e-4)
     found, expected = (torch.load(path, weights_only=True) for path in (

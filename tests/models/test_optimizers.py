@@ -62,7 +62,7 @@ def test_muon_is_timms_where_torch_has_one_too():
 @pytest.mark.parametrize(('block', 'said'), [
     ({'type': 'Muom'}, ["'Muom'", "Did you mean 'Muon'?", 'AdamW']),
     ({'type': 'Muon', 'lr': 1e-3, 'conv_modus': 'flatten'}, ["'conv_modus'", "Did you mean 'conv_mode'?"]),
-    ({'type': 'Muon', 'lr': 1e-3, 'conv_mode': 'flat'}, ['optim_g: Muon does not work so', 'flat']),
+    ({'type': 'Muon', 'lr': 1e-3, 'conv_mode': 'flat'}, ['optim_g: Muon fails with these values', 'flat']),
     ({'type': 'Muon', 'lr': 1e-3, 'ns_coefficients': 'cubic'}, ["'cubic'", 'quintic']),
     ({'type': 'SparseAdam', 'lr': 1e-3}, ['SparseAdam', 'dense gradients']),
 ])

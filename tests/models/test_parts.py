@@ -126,8 +126,8 @@ def test_every_option_that_has_changed_is_named():
     now = {**OPT, 'manual_seed': 4, 'bridge': {'modulation': 'one'}, 'train': {'optim_g': {'lr': 1e-4}, 'amp': 'bf16'}}
     progress = Progress(now)
     found = list(progress.resume(saved()))
-    assert found[0] == 'manual_seed was 3 until now and is 4 from here.'
-    assert [text.removeprefix('Resumed with another option than before: ') for text in found[1:]] == [
+    assert found[0] == 'manual_seed has changed from 3 to 4.'
+    assert [text.removeprefix('Resumed with a changed option: ') for text in found[1:]] == [
         "bridge: modulation: 'residual' -> 'one'", 'train: optim_g: lr: 0.001 -> 0.0001', "train: amp: None -> 'bf16'"]
 
 

@@ -37,7 +37,7 @@ def test_training_lowers_the_loss(trained):
 
 def test_validation_reports_every_task_their_average_and_pictures(trained):
     folder, log = trained
-    table = log[log.rindex('Validation, 2 network evaluations an image:'):].splitlines()
+    table = log[log.rindex('Validation, 2 network evaluations per image:'):].splitlines()
     assert table[1].split() == ['psnr', 'degraded', 'restored', 'gain', 'images']
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in table[2:8]}
     assert list(rows) == ['derain', 'lowlight', 'desnow', 'dehaze', 'deblur', 'average']
