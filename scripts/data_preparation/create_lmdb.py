@@ -27,8 +27,7 @@ def create(folder: str | Path, target: str | Path, check: bool = True) -> int:
         FileExistsError: The target exists.
     """
     source = ImageSource(folder, 'disk', 'folder')
-    twice = same_stems(source)
-    if twice:
+    if twice := same_stems(source):
         raise OptionError(f'{folder}: {len(twice)} names occur with several suffixes, first {twice[0]!r}; '
                           'remove one of each.')
 

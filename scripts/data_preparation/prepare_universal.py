@@ -91,8 +91,7 @@ def check(parts: dict[str, tuple[CleanSource, list[int]]], workers: int) -> None
         with ThreadPoolExecutor(workers) as pool:
             bad += filter(None, tqdm(pool.map(partial(fault, source), indices), total=len(indices), desc='Checking',
                                      unit='photo', leave=False))
-    bad = list(dict.fromkeys(bad))
-    if bad:
+    if bad := list(dict.fromkeys(bad)):
         raise OptionError(f'{len(bad)} photos cannot be used:\n  ' + '\n  '.join(bad))
 
 

@@ -16,14 +16,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from rdbm_plugin.__main__ import run
-from rdbm_plugin.archs.checkpoint import (
-    SELF_CONTAINED,
-    find_network,
-    read_parameters,
-    to_mmengine,
-    with_options,
-    write_safetensors,
-)
+from rdbm_plugin.archs import checkpoint
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.inference.training_options import options_of
 from rdbm_plugin.models.checkpoints import save_atomically
@@ -47,23 +40,23 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.exists():
         raise OptionError(f'{args.out}: exists already; choose another name.')
-    parameters = read_parameters(args.source, args.param_key)
+    parameters = checkpoint.read_parameters(args.source, args.param_key)
     if args.half:
         parameters = {name: value.half() if value.is_floating_point() else value for name, value in parameters.items()}
     whole, lacking = parameters, ''
     if args.layout == 'basicsr':
         try:
-            whole = with_options(parameters, options_of(find_network(args.source), args.opt))
+            whole = checkpoint.with_options(parameters, options_of(checkpoint.find_network(args.source), args.opt))
         except OptionError as error:
             if args.opt:
                 raise
             lacking = f'; programs with spandrel will refuse it: {error}'
     if args.out.suffix == '.safetensors':
-        write_safetensors(whole, args.out)
+        checkpoint.write_safetensors(whole, args.out)
     elif args.out.suffix == '.pth':
-        basicsr = {'params': parameters} if lacking else {'params': parameters, SELF_CONTAINED: whole}
-        save_atomically({'basicsr': basicsr, 'plain': parameters, 'mmengine': to_mmengine(parameters)}[args.layout],
-                        args.out)
+        basicsr = {'params': parameters} if lacking else {'params': parameters, checkpoint.SELF_CONTAINED: whole}
+        layouts = {'basicsr': basicsr, 'plain': parameters, 'mmengine': checkpoint.to_mmengine(parameters)}
+        save_atomically(layouts[args.layout], args.out)
     else:
         raise OptionError(f'{args.out}: expected a name that ends in .pth or .safetensors.')
     print(f'{args.out}: {sum(value.numel() for value in parameters.values()):,} parameters{lacking}')

@@ -9,14 +9,9 @@ With --image the file takes "input", (N, 3, H, W) RGB in [0, 1], and gives "outp
 vs-mlrt expect: all evaluations are inside. Its metadata has name, version, bridge (JSON) and evaluations.
 
 Without --image the file takes the state x_t and the degraded image mu, (N, 3, H, W) float32 in about [-1, 1], and the
-node t, (N,) int64; it gives the estimate of x0 - mu that the sampler steps with, whatever the network itself predicts.
-The plan is a list of [t, z_weight, residual_weight], in JSON: the entry "plan" of the metadata of an .onnx, the extra
-file "plan.json" of a .pt or .pt2. To sample::
-
-    z = 0
-    for t, z_weight, residual_weight in plan:
-        z = z_weight * z + residual_weight * network(mu + z, mu, t)
-    x0 = mu + z
+node t, (N,) int64. It returns the estimate of x0 - mu that the sampler uses, whatever the network itself predicts. The
+plan of the sampler, a JSON list of [t, z_weight, residual_weight], is the metadata entry "plan" of an .onnx and the
+extra file "plan.json" of a .pt or .pt2; scripts/examples/example_onnx.py samples with it.
 """
 import json
 import sys

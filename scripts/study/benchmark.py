@@ -22,12 +22,12 @@ from rdbm_plugin import BridgeSampler, RDBMUNet, build_bridge
 from rdbm_plugin.archs.complexity import giga_multiply_adds
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS
 from rdbm_plugin.basicsr_host import compat
-from rdbm_plugin.config.option_file import read_option_file
 
 compat.keep_freed_memory()
 import_module('rdbm_plugin.registration')
 RDBMModel = import_module('rdbm_plugin.models.rdbm_model').RDBMModel
 cost = import_module('rdbm_plugin.evaluation.cost')
+pipeline = import_module('rdbm_plugin.commands.pipeline')
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
 SIZES = (1, 256), (1, 512), (8, 128)
@@ -101,12 +101,8 @@ def sampler_overhead(args: Namespace, sizes: Sequence[tuple[int, int]] = SIZES) 
 
 def options_of(args: Namespace, *changes: str) -> dict[str, Any]:
     """The quickstart's, as RDBMModel gets them from BasicSR."""
-    opt = read_option_file(OPTIONS, [f'network_g:variant={args.variant}',
-                                     f'num_gpu={0 if args.device == "cpu" else 1}', *changes])
-    opt.update(is_train=True, dist=False, rank=0, world_size=1)
-    for phase, dataset in opt['datasets'].items():
-        dataset['phase'] = phase.split('_')[0]
-    return opt
+    given = [f'network_g:variant={args.variant}', f'num_gpu={0 if args.device == "cpu" else 1}', *changes]
+    return pipeline.read_options(OPTIONS, given, is_train=True)
 
 
 def bare_step(network: nn.Module, args: Namespace, batch: dict[str, Any], amp: bool) -> Callable[[], object]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -224,15 +224,13 @@ def resuming(args: Namespace) -> Iterator[Row]:
 @contextmanager
 def repeatable() -> Iterator[None]:
     """Kernels that give the same bits in every run."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
     # Bilinear upsampling adds up its gradients in any order otherwise.
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            yield
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark = before
 
 
 def precisions(args: Namespace) -> Iterator[Row]:
@@ -309,8 +307,7 @@ def large(args: Namespace) -> Iterator[Row]:
             seconds = perf_counter() - start
         yield Row(f'{width}x{height}, 2 evaluations, {dtype}, tiles of {restore.tile}', seconds, 's')
         yield Row('   its peak memory', peak.mib or 0, 'MiB')
-    both: Sequence[Any] = list(made.values())
-    yield Row('   largest difference of the two', float(np.abs(both[0] - both[1]).max()), '', high=0.1)
+    yield Row('   largest difference of the two', float(np.abs(np.subtract(*made.values())).max()), '', high=0.1)
 
 
 def loop(args: Namespace) -> Iterator[Row]:

@@ -110,10 +110,9 @@ def main() -> None:
     args = arguments()
     blocks = {name: block for file in args.files for name, block in read(file).items()}
     bridges = {name: build_bridge(block, lookup.registered('BRIDGE')) for name, block in blocks.items()}
-    first = next(iter(bridges.values()))
     pictures = noise_map(args.photos, args.task)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in (('coefficients', coefficients(bridges)), ('rnr', rnr(first))):
+    for name, figure in (('coefficients', coefficients(bridges)), ('rnr', rnr(next(iter(bridges.values()))))):
         figure.savefig(args.out / f'{name}.png', dpi=110)
     titles = ('clean', 'degraded', 'noise for pi = 1', 'noise for pi = residual')
     cv2.imwrite(str(args.out / 'noise_map.png'), picture_grid({args.task: pictures}, titles)[..., ::-1])

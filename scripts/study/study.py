@@ -13,6 +13,7 @@ noise: dark pictures with and without it, one evaluation, and how much of the mi
 """
 import json
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
@@ -28,9 +29,8 @@ from study_layout import SETS, Figures, figures_in, lay_out
 from suites import changes_of, in_process, read_suite, rows_of
 from tqdm import tqdm
 
-from rdbm_plugin.archs.checkpoint import load_weights
+from rdbm_plugin import Restorer
 from rdbm_plugin.archs.complexity import giga_multiply_adds
-from rdbm_plugin.bridge import build_bridge
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.option_file import read_option_file
 from rdbm_plugin.config.options import OptionError, build, check_choice
@@ -73,6 +73,7 @@ class Row(NamedTuple):
     name: str
     seed: int
     base: Path
+    iterations: int
     changes: list[str]
     samplers: list[dict[str, Any]]
     compute: float
@@ -154,8 +155,8 @@ def rows(args: Namespace) -> list[Row]:
             start = Path('experiments', experiment(row['start'], seed), LATEST) if 'start' in row else None
             ending = {'manual_seed': seed, 'name': experiment(name, seed),
                       **({'path:pretrain_network_g': start} if start else {})}
-            found.append(Row(name, seed, base, [*changed(name), *changes_of(length, ending)], samplers, own, before,
-                             start))
+            found.append(Row(name, seed, base, iterations, [*changed(name), *changes_of(length, ending)], samplers, own,
+                             before, start))
     return sorted(found, key=lambda row: (row.name not in suite['main'], row.seed))
 
 
@@ -186,34 +187,23 @@ def ways(row: Row, bridge: Any) -> Iterator[tuple[str, Any, int]]:
             yield label, build_sampler({**own, 'steps': steps}, bridge), block.get('samples', 1)
 
 
-class Trained:
-    """The network of a training that is done, on the GPU if there is one."""
-
-    def __init__(self, row: Row) -> None:
-        self.options = read_option_file(row.base, row.changes)
-        self.bridge = build_bridge(self.options['bridge'])
-        self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        self.network = build('network_g', self.options['network_g'], networks())
-        load_weights(self.network, row.folder / LATEST, 'params_ema')
-        self.network.to(self.device, memory_format=torch.channels_last).eval()
-
-    @torch.inference_mode()
-    def restore(self, picture: Picture, sampler: Any, seed: int = 0) -> Picture:
-        """The picture, (H, W, 3) in [0, 1], restored by a sampler."""
-        lq = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device)
-        made = lq + sampler(self.network, 2 * lq - 1, [seed]).residual / 2
-        return made[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+def losses(row: Row) -> list[list[float]]:
+    """Iteration and training loss of each line that BasicSR logged; the loss is the mean since the line before."""
+    logs = ''.join(path.read_text(encoding='utf-8') for path in sorted(row.folder.glob('train_*.log')))
+    found = re.findall(r'iter: *([\d,]+), lr.*? l_pix: (\S+)', logs)
+    return sorted([int(iteration.replace(',', '')), float(loss)] for iteration, loss in found)
 
 
 def score(row: Row, args: Namespace) -> dict[str, Any]:
     """Of each kind the mean PSNR, and detail less that of the clean picture or, of darkness, share of brightness."""
-    trained = Trained(row)
+    restore = Restorer(row.folder / LATEST, tile=0)
     degraded: dict[str, list[float]] = {}
     restored: dict[str, dict[str, list[list[float]]]] = {}
     for number, (kind, picture, clean) in enumerate(pictures(args)):
         degraded.setdefault(kind, []).append(psnr(picture, clean))
-        for label, sampler, samples in ways(row, trained.bridge):
-            made = [trained.restore(picture, sampler, 1000 * number + each) for each in range(samples)]
+        for label, sampler, samples in ways(row, restore.bridge):
+            restore.sampler = sampler
+            made = [restore(picture, 1000 * number + each) for each in range(samples)]
             found = {label: made[0]}
             if samples > 1:
                 found[f'{label}, mean of {samples}'] = np.mean(made, axis=0, dtype=np.float32)
@@ -221,9 +211,9 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
                 second = (float((image.mean() - picture.mean()) / (clean.mean() - picture.mean())) if args.darkness
                           else detail(image) - detail(clean))
                 restored.setdefault(name, {}).setdefault(kind, []).append([psnr(image, clean), second])
-    return {'row': row.name, 'seed': row.seed, 'iterations': trained.options['train']['total_iter'],
-            'compute': row.compute, 'before': row.before,
-            'parameters': sum(p.numel() for p in trained.network.parameters()), 'changes': row.recorded,
+    return {'row': row.name, 'seed': row.seed, 'iterations': row.iterations, 'compute': row.compute,
+            'before': row.before, 'parameters': sum(p.numel() for p in restore.network.parameters()),
+            'changes': row.recorded, 'losses': losses(row),
             'degraded': {kind: round(float(np.mean(values)), 4) for kind, values in degraded.items()},
             'restored': {label: {kind: np.mean(values, axis=0).round(4).tolist() for kind, values in kinds.items()}
                          for label, kinds in restored.items()}}

@@ -57,7 +57,8 @@ def tables(figures: Sequence[Figures], suite: Path) -> dict[str, str]:
     of_claims = {f'claim {name}': of_detail(rows) if detail else of_psnr(rows, few, unit)
                  for name, detail, rows in claims(found, suite)}
     return {**of_claims, **{group: of_psnr(found, [(group, step) for step in every], unit) for group in SETS},
-            'kinds': by_kind(found), 'detail': of_detail(found)}
+            'kinds': by_kind(found), 'detail': of_detail(found),
+            **of_speed(found, read_suite(suite).get('against', {}))}
 
 
 def darkness(figures: Sequence[Figures]) -> list[str]:
@@ -111,6 +112,26 @@ def of_detail(found: Mapping[str, Sequence[Figures]]) -> str:
                                     for place in (0, 1))]
              for name, each in found.items() for label in sampled(each)]
     return markdown([['row', 'sampler', 'PSNR', 'detail, dB'], *lines])
+
+
+def of_speed(found: Mapping[str, Sequence[Figures]], against: Mapping[str, str]) -> dict[str, str]:
+    """Training loss over the last tenth, and when a row first has that of the row it is compared with, if any is."""
+    lines = []
+    for name, other in against.items():
+        curves = [{run['seed']: np.array(run['losses']) for run in found.get(row, ()) if run.get('losses')}
+                  for row in (name, other)]
+        cells = []
+        for seed in curves[0].keys() & curves[1].keys():
+            own, theirs = (curve[seed] for curve in curves)
+            tenth = max(1, len(own) // 10)
+            means, end = np.convolve(own[:, 1], np.full(tenth, 1 / tenth), 'valid'), theirs[-tenth:, 1].mean()
+            cells.append((means[-1], end, 100 * own[tenth - 1:, 0][means <= end].min(initial=np.inf) / own[-1, 0]))
+        if cells:
+            loss, end, share = zip(*cells)
+            lines.append([f'`{name}`', f'`{other}`', str(len(cells)), f'{np.mean(loss):.4f}', f'{np.mean(end):.4f}',
+                          spread(share)])
+    head = ['row', 'against', 'seeds', 'final loss', 'of the other', 'that loss after, % of the iterations']
+    return {'speed': markdown([head, *lines])} if lines else {}
 
 
 def plots(figures: Sequence[Figures], plt: Any, suite: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT, command
 from PIL import Image
 from score_weights import darkened
-from study_layout import figures_in, page, tables
+from study_layout import by_row, figures_in, of_speed, page, tables
 
 SUITE = ROOT / 'options/suites/study.yml'
 
@@ -45,6 +45,7 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     assert late['before'] + 2 * late['compute'] == pytest.approx(4 * found['residual_passes']['compute'])
     assert output.count('| `residual_late` | 1 | 2 | 2.00 |') == 4   # of its claim, and of the three sets
     for each in found.values():
+        assert [iteration for iteration, _ in each['losses']] == [each['iterations']]
         assert len(each['degraded']) == len(each['restored']['1']) == 11 and each['degraded']['intact'] == 100
     assert set(found['one']['restored']) == {'1', '2', '3', '5', '10', *(
         f'start stochastic {steps}' for steps in (2, 10)), *(
@@ -101,6 +102,21 @@ def test_trainings_are_scored_on_darkness_with_and_without_noise(small):
     assert f'| `regression` | {found["restored"]["1"]["own"][0]:.2f} |' in output
     assert output.endswith(study(small, '--tables', 'dark.json').stdout)
     assert (small.parent / 'dark_brightness.png').stat().st_size > 1000
+
+
+def test_when_a_row_reaches_the_final_loss_of_another_is_found():
+    steps = range(200, 4001, 200)
+    slow = {'row': 'residual', 'seed': 0, 'losses': [[step, 4000 / step] for step in steps]}
+    fast = {'row': 'residual_muon', 'seed': 0, 'losses': [[step, 2000 / step] for step in steps]}
+    other = {**slow, 'seed': 1}
+    pairs = {'residual_muon': 'residual', 'passes_muon': 'residual_passes'}
+    table = of_speed(by_row([slow, fast, other]), pairs)['speed']
+    row = [cell.strip() for cell in table.splitlines()[-1].strip('|').split('|')]
+    # Over a tenth, two of the twenty: (4000 / 3800 + 1) / 2, half of it, and first no more than that at 2,200.
+    assert row == ['`residual_muon`', '`residual`', '1', '0.5132', '1.0263', '55.00']
+    assert of_speed(by_row([slow, {**fast, 'losses': []}]), {'residual_muon': 'residual'}) == {}
+    never = of_speed(by_row([slow, fast]), {'residual': 'residual_muon'})['speed']
+    assert never.splitlines()[-1].endswith('inf |')
 
 
 def test_kinds_of_darkness_differ_in_what_they_say():
