@@ -104,11 +104,16 @@ if __name__ == '__main__':
 '''}
 
 
-def test_plugins_stand_beside_one_another(safe):
+@pytest.fixture
+def other_plugin(safe):
     """As Real-ESRGAN does it: modules that register when imported, and a train.py of the plugin's own."""
     for name, text in SECOND.items():
         (safe / 'other_plugin' / name).parent.mkdir(parents=True, exist_ok=True)
         (safe / 'other_plugin' / name).write_text(text)
+
+
+@pytest.mark.usefixtures('other_plugin')
+def test_plugins_stand_beside_one_another(safe):
     text = (safe / 'options/train_rdbm_universal.yml').read_text()
     theirs = re.sub(r'model_type: .*', 'model_type: OtherModel', text).replace(
         'type: RDBMUNet', 'type: OtherNet').replace('type: ResidualModulatedLoss', 'type: L1Loss')
@@ -123,6 +128,7 @@ def test_plugins_stand_beside_one_another(safe):
         assert wanted in printed and 'End of training.' in printed
 
 
+@pytest.mark.usefixtures('other_plugin')
 @pytest.mark.parametrize('first', ['other_plugin', 'rdbm_plugin.registration'])
 def test_plugins_load_in_either_order(safe, first):
     second = 'rdbm_plugin.registration' if first == 'other_plugin' else 'other_plugin'
