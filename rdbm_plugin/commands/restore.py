@@ -37,7 +37,7 @@ def arguments() -> Namespace:
     parser.add_argument('-o', '--out', required=True, help='folder for the restored images, or a file for one input')
     parser.add_argument('--checkpoint', default='shipped',
                         help='weights or folder of a training run (default: shipped, the weights of the package)')
-    parser.add_argument('--opt', help='option file of the weights (default: the one beside them)')
+    parser.add_argument('--opt', help='option file (default: the options in the weights, else the file beside them)')
     parser.add_argument('--other-bridge', action='store_true', help='allow --opt to differ from the trained bridge')
     parser.add_argument('--param-key', default='params_ema', help='params_ema or params')
     parser.add_argument('--steps', type=int, help='network evaluations (default: as in the option file)')

@@ -42,8 +42,8 @@ class Restorer:
     Args:
         checkpoint: Weights of a training run, or the folder of its experiment, which stands for its best network, or
             else its newest. ``shipped`` or None: the weights that come with the package.
-        opt: Option file of that run. Default: the one beside the checkpoint or in the folder of its experiment, where
-            BasicSR copies it, else the options stored in the checkpoint.
+        opt: Option file. Default: the options stored in the checkpoint, else the option file beside it or in the
+            folder of its experiment, where BasicSR copies it.
         param_key: Weights to load from the file, ``params_ema`` or ``params``.
         steps: Network evaluations; default: as in the option file.
         solver: See :class:`BridgeSampler`; default: as in the option file.

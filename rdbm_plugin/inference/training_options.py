@@ -35,24 +35,22 @@ def running_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_of(checkpoint: Path, opt: str | Path | None = None) -> dict[str, Any]:
-    """Return :func:`running_options` of ``opt`` if given, else of a checkpoint's option file, else those stored in it.
+    """Return :func:`running_options` of ``opt`` if given, else those stored in a checkpoint, else of its option file.
 
     Raises:
         OptionError: There are no options, or the file is damaged.
     """
-    try:
-        file = opt or find_options(checkpoint)
-    except OptionError:
-        if (stored := read_options(checkpoint)) is not None:
-            return stored
-        raise
+    # The option file in the folder of an experiment lacks changes by --force_yml.
+    if not opt and (stored := read_options(checkpoint)) is not None:
+        return stored
+    file = opt or find_options(checkpoint)
     return running_options(read_option_file(file, plugins=False, needed=('network_g',)))
 
 
 def check_trained_bridge(checkpoint: Path, bridge: Any, instead: str) -> None:
-    """Raise OptionError if a ``bridge:`` block differs from that in the training option file of a checkpoint.
+    """Raise OptionError if a ``bridge:`` block differs from the one that a checkpoint was trained with.
 
-    A network's output is meaningless on states of another bridge. Without an option file, nothing is checked.
+    A network's output is meaningless on states of another bridge. Without options of the training, nothing is checked.
 
     Args:
         checkpoint: Checkpoint of the network.
@@ -60,17 +58,16 @@ def check_trained_bridge(checkpoint: Path, bridge: Any, instead: str) -> None:
         instead: What allows the other bridge nevertheless, for the message.
     """
     try:
-        file = find_options(checkpoint)
-        trained = read_option_file(file, plugins=False, needed=('network_g',)).get('bridge')
+        trained = options_of(checkpoint).get('bridge')
     except OptionError:
         return
     blocks = [{**_DEFAULTS, **dict(each or {})} for each in (trained, bridge)]
     for key in sorted(blocks[0].keys() | blocks[1].keys()):
         was, found = (block.get(key) for block in blocks)
         if was != found and not _same_number(was, found):
-            raise OptionError(f'bridge: {key}: found {found!r}, but {checkpoint.name} was trained with {was!r} '
-                              f'({file}); the network does not work with another bridge. Copy the block from that '
-                              f'file, or allow the difference with {instead}.')
+            raise OptionError(f'bridge: {key}: found {found!r}, but {checkpoint.name} was trained with {was!r}; the '
+                              f'network does not work with another bridge. Change the option file, or allow the '
+                              f'difference with {instead}.')
 
 
 _DEFAULTS = {'type': 'ResidualBridge', **{

@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument('source', help='.pth or .safetensors')
     parser.add_argument('out', type=Path, help='.pth or .safetensors; must not exist')
     parser.add_argument('--param_key', default='params_ema', help='weights to take: params_ema (default) or params')
-    parser.add_argument('--opt', help='option file of the training; default: the one beside SOURCE or in the folder of '
-                        'its experiment, else what SOURCE holds itself')
+    parser.add_argument('--opt', help='option file of the training; default: what SOURCE holds itself, else the one '
+                        'beside it or in the folder of its experiment')
     layout = parser.add_mutually_exclusive_group()
     layout.add_argument('--plain', dest='layout', action='store_const', const='plain',
                         help='write names and tensors alone')

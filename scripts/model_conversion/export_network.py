@@ -383,8 +383,8 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='name that ends in .pt (TorchScript; runs on the CPU), .pt2 '
                         f'(torch.export; on the CPU, images of at least {LEAST} x {LEAST} pixels) or .onnx; must not '
                         'exist')
-    parser.add_argument('--opt', help='option file of the training; default: the one beside the checkpoint or in the '
-                        'folder of its experiment')
+    parser.add_argument('--opt', help='option file of the training; default: what the checkpoint holds itself, else '
+                        'the one beside it or in the folder of its experiment')
     parser.add_argument('--param_key', default='params_ema', help='weights to take: params_ema (default) or params')
     parser.add_argument('--steps', type=int, help='steps of the plan; default: as in the option file')
     parser.add_argument('--image', action='store_true', help='an .onnx from image to image, with all steps inside')

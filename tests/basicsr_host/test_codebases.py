@@ -37,11 +37,15 @@ def train(folder, name='train_rdbm_universal', **changes):
 
 # ------------------------------------------------------------------ a safe YAML loader
 
-@pytest.fixture(scope='module')
-def safe(tmp_path_factory):
-    folder = basicsr_into(tmp_path_factory.mktemp('safe'), 'from yaml import CSafeLoader as Loader')
+def safe_in(folder):
+    basicsr_into(folder, 'from yaml import CSafeLoader as Loader')
     doctor('--codebase', folder, '--fix')
     return folder
+
+
+@pytest.fixture(scope='module')
+def safe(tmp_path_factory):
+    return safe_in(tmp_path_factory.mktemp('safe'))
 
 
 def test_safe_yaml_loader_is_told_and_trains_after_installing(safe):
@@ -104,38 +108,39 @@ if __name__ == '__main__':
 '''}
 
 
-@pytest.fixture
-def other_plugin(safe):
-    """As Real-ESRGAN does it: modules that register when imported, and a train.py of the plugin's own."""
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+    """A code base with both; theirs as in Real-ESRGAN: modules that register when imported, and an own train.py."""
+    folder = safe_in(tmp_path_factory.mktemp('shared'))
+    doctor('--install-into', folder)
     for name, text in SECOND.items():
-        (safe / 'other_plugin' / name).parent.mkdir(parents=True, exist_ok=True)
-        (safe / 'other_plugin' / name).write_text(text)
+        (folder / 'other_plugin' / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / 'other_plugin' / name).write_text(text)
+    return folder
 
 
-@pytest.mark.usefixtures('other_plugin')
-def test_plugins_stand_beside_one_another(safe):
-    text = (safe / 'options/train_rdbm_universal.yml').read_text()
+def test_plugins_stand_beside_one_another(shared):
+    text = (shared / 'options/train_rdbm_universal.yml').read_text()
     theirs = re.sub(r'model_type: .*', 'model_type: OtherModel', text).replace(
         'type: RDBMUNet', 'type: OtherNet').replace('type: ResidualModulatedLoss', 'type: L1Loss')
     theirs = re.sub(r'\n  variant: .*', '', re.sub(r'\n    (criterion|measure|balance): .*', '', theirs))
-    (safe / 'options/other.yml').write_text(theirs)
+    (shared / 'options/other.yml').write_text(theirs)
     changes = {key: value for key, value in TINY.items() if not key.startswith(('network_g', 'val:sampler'))}
     for file, wanted in (('other.yml', 'Model [OtherModel] is created.'),
                          ('train_rdbm_universal.yml', 'Model [RDBMModel] is created.')):
         more = {} if file == 'other.yml' else TINY
         printed = command('other_plugin/train.py', '-opt', f'options/{file}', *forced({**changes, **more, **short(1)}),
-                          cwd=safe, env={'PYTHONPATH': str(safe)}).stdout
+                          cwd=shared, env={'PYTHONPATH': str(shared)}).stdout
         assert wanted in printed and 'End of training.' in printed
 
 
-@pytest.mark.usefixtures('other_plugin')
 @pytest.mark.parametrize('first', ['other_plugin', 'rdbm_plugin.registration'])
-def test_plugins_load_in_either_order(safe, first):
+def test_plugins_load_in_either_order(shared, first):
     second = 'rdbm_plugin.registration' if first == 'other_plugin' else 'other_plugin'
     program = (f'import {first}, {second}\nfrom basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY\n'
                'assert {"OtherModel", "RDBMModel"} <= set(dict(iter(MODEL_REGISTRY)))\n'
                'assert {"OtherNet", "RDBMUNet"} <= set(dict(iter(ARCH_REGISTRY)))\n')
-    command('-c', program, cwd=safe, env={'PYTHONPATH': str(safe)})
+    command('-c', program, cwd=shared, env={'PYTHONPATH': str(shared)})
 
 
 # ------------------------------------------------------------------ forks without registries

@@ -3,14 +3,16 @@ import csv
 import importlib.util
 import json
 import re
-import shutil
 from functools import partial
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT, command, forced, rdbm, short, two_ranks
+
+from rdbm_plugin.archs.checkpoint import read_parameters
 
 NO_PYIQA = pytest.mark.skipif(importlib.util.find_spec('pyiqa') is not None, reason='pyiqa is installed')
 FILE = 'test_rdbm_universal.yml'
@@ -231,7 +233,7 @@ def test_bad_metrics_and_tiles_are_named(refused, changes, words):
 
 
 def test_another_bridge_than_the_trained_one_is_refused_unless_it_is_meant(tmp_path):
-    shutil.copy(ROOT / 'rdbm_plugin/inference/weights/rdbm_t.pth', tmp_path / 'x.pth')
+    torch.save({'params': read_parameters('shipped', 'params_ema')}, tmp_path / 'x.pth')
     (tmp_path / 'x.yml').write_text('network_g: {type: RDBMUNet, variant: T}\nbridge: {modulation: one}\n')
     changes = {**SMALL, 'path:pretrain_network_g': str(tmp_path / 'x.pth')}
     process = rdbm('test', FILE, tmp_path, changes, check=False)

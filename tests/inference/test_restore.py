@@ -1,4 +1,5 @@
 """``rdbm restore`` and Restorer, with the weights that come with the package."""
+import shutil
 import subprocess
 import sys
 
@@ -6,13 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, command
 from foreign_damage import KINDS, damage
 from PIL import Image
 from rounding import UNIT, doubled, within_rounding
 
-from rdbm_plugin import OptionError, Restorer
-from rdbm_plugin.archs.checkpoint import SHIPPED
+from rdbm_plugin import OptionError, RDBMUNet, Restorer
+from rdbm_plugin.archs.checkpoint import SELF_CONTAINED, SHIPPED, with_options
 from rdbm_plugin.commands import restore as cli
 from rdbm_plugin.data.photo_file import MISSING, Photo, read_photo, write_photo
 from rdbm_plugin.data.synthetic_universal_dataset import SyntheticUniversalDataset
@@ -170,6 +172,23 @@ def test_options_of_a_run_are_found_beside_its_checkpoint(tmp_path):
     (models.parent / 'train.yml').write_text(options.replace('variant: T', 'variant: S'), encoding='utf-8')
     with pytest.raises(OptionError, match='RDBMUNet variant T'):
         Restorer(models / 'net_g_5.pth')
+
+
+def test_changes_of_the_command_line_count_and_not_the_file_in_the_folder(tmp_path):
+    """BasicSR copies the option file into the experiment without what --force_yml changed."""
+    options = {'network_g': {'type': 'RDBMUNet', 'variant': 'S'}, 'bridge': {'modulation': 'one', 'timesteps': 50},
+               'val': {'sampler': {'steps': 3}}}
+    models = tmp_path / 'experiments/run/models'
+    models.mkdir(parents=True)
+    shutil.copy(ROOT / 'options/train_rdbm_quickstart.yml', models.parent)
+    weights = RDBMUNet('S').state_dict()
+    torch.save({'params': weights, SELF_CONTAINED: with_options(weights, options)}, models / 'net_g_5.pth')
+    restore = Restorer(models.parent)
+    assert restore.sampler.nfe == 3 and restore.bridge.timesteps == 50 and restore.bridge.modulation == 'one'
+    assert Restorer(models.parent, steps=2).sampler.nfe == 2
+    (tmp_path / 'other.yml').write_text(yaml.safe_dump({**options, 'bridge': {'timesteps': 60}}))
+    with pytest.raises(OptionError, match=r"modulation: found 'residual', but net_g_5\.pth was trained with 'one'"):
+        Restorer(models.parent, tmp_path / 'other.yml')
 
 
 def test_the_folder_of_an_experiment_stands_for_its_best_network_else_its_newest(tmp_path):
