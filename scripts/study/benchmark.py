@@ -30,6 +30,7 @@ cost = import_module('rdbm_plugin.evaluation.cost')
 pipeline = import_module('rdbm_plugin.commands.pipeline')
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
+MUON = "train:optim_g={'type': 'Muon', 'lr': 0.001}"
 SIZES = (1, 256), (1, 512), (8, 128)
 """Number of images and their height and width, of the sampler's."""
 
@@ -126,14 +127,13 @@ def trainer_overhead(args: Namespace) -> Iterator[dict[str, Any]]:
     """A training step of RDBMModel, average and log included, against a bare step of the same network."""
     for amp, count, size in (('none', 14, 64), ('bf16', 14, 64), ('none', 4, 128)):
         batch = {'gt': images(args, count, size), 'lq': images(args, count, size), 'task': ['derain'] * count}
-        calls = []
-        for share in (0, 1):
-            model = RDBMModel(options_of(args, f'train:own_start_share={share}', f'train:amp={amp}'))
-            calls.append(model_step(model, batch))
+        calls = [model_step(RDBMModel(options_of(args, f'train:amp={amp}', *changes)), batch) for changes in (
+            ['train:own_start_share=0'], ['train:own_start_share=1'], ['train:own_start_share=0', MUON])]
         network = RDBMUNet(args.variant).to(args.device, memory_format=torch.channels_last)
-        step, own, bare = in_turn(args, *calls, bare_step(network, args, batch, amp == 'bf16'))
+        step, own, muon, bare = in_turn(args, *calls, bare_step(network, args, batch, amp == 'bf16'))
         yield ratio(f'training step / bare step, {count} x {size}x{size}, amp {amp}', step, bare, '<= 1.08')
         yield ratio('   with own_start_share: 1, which evaluates part of the batch twice', own, bare)
+        yield ratio('   with Muon / with AdamW', muon, step, '<= 1.15')
 
 
 def model_step(model: Any, batch: dict[str, Any], first: int = 1) -> Callable[[], object]:
