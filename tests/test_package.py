@@ -26,7 +26,7 @@ def wheel(tmp_path_factory):
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     clone = folder / 'clone'
     for name in tracked or [str(path.relative_to(ROOT)) for path in ROOT.rglob('*') if path.is_file()]:
-        if (ROOT / name).is_file() and not name.startswith(('tests/', 'docs/', '.venv')):
+        if (ROOT / name).is_file() and not name.startswith(('tests/', 'docs/', '.')):
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             (clone / name).write_bytes((ROOT / name).read_bytes())
     quietly('-c', 'from setuptools import build_meta; build_meta.build_sdist("..")', cwd=clone)

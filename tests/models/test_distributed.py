@@ -9,7 +9,7 @@ from socket import socket
 
 import pytest
 import torch
-from conftest import ROOT, WARM, command, forced, short, two_ranks
+from conftest import ROOT, WARM, command, environment, forced, short, two_ranks
 from rounding import UNIT, of_sums
 from test_durability import RUNS, differences, file, own_model, what_remains  # noqa: F401
 
@@ -58,13 +58,12 @@ def launched(file, changes, *extra):  # noqa: F811
 
 def test_two_ranks_stop_together_and_go_on_bit_for_bit(file, tmp_path):  # noqa: F811
     """The signal goes to the launcher, as Slurm and users send it."""
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), **ONE_THREAD}
     for name in ('whole', 'stopped'):
         (tmp_path / name).mkdir()
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     two_ranks(*launched(file, {})[5:], cwd=whole)
     with open(stopped / 'output', 'w') as output:
-        process = subprocess.Popen(launched(file, {}), cwd=stopped, env=environment, stdout=output,
+        process = subprocess.Popen(launched(file, {}), cwd=stopped, env=environment(), stdout=output,
                                    stderr=subprocess.STDOUT)
         until = time.monotonic() + 120
         while 'iter:       7,' not in (stopped / 'output').read_text() and time.monotonic() < until:
@@ -100,9 +99,9 @@ class DyingModel(RDBMModel):
                  marks=pytest.mark.slow),
     ('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL')])
 def test_rank_that_dies_ends_the_job_within_a_minute(file, tmp_path, how, words):  # noqa: F811
-    own, environment = own_model(file, tmp_path, DYING.replace('HOW', how), 'DyingModel')
+    own, env = own_model(file, tmp_path, DYING.replace('HOW', how), 'DyingModel')
     begin = time.monotonic()
-    process = command(*launched(own, short(500))[1:], cwd=tmp_path, env={**environment, **ONE_THREAD}, check=False)
+    process = command(*launched(own, short(500))[1:], cwd=tmp_path, env={**env, **ONE_THREAD}, check=False)
     assert process.returncode != 0 and time.monotonic() - begin < 60
     assert words in process.stdout
 

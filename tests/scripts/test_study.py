@@ -20,6 +20,7 @@ def small(tmp_path):
     content['base'] = str(ROOT / 'options' / content['base'].removeprefix('../'))
     content['scales']['cpu'].update(main_seeds=[0, 1], photos=1, size=32, iterations=4)
     content['scales']['cpu']['changes'].update({
+        'logger:print_freq': 1,
         'datasets:train:gt_size': 16, 'datasets:train:batch_size_per_gpu': 5, 'datasets:train:num_worker_per_gpu': 0,
         'train:warmup_iter': -1, **{f'datasets:val_{i}:gt_size': 16 for i in range(1, 6)}})
     path = tmp_path / 'suite.yml'
@@ -45,7 +46,7 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     assert late['before'] + 2 * late['compute'] == pytest.approx(4 * found['residual_passes']['compute'])
     assert output.count('| `residual_late` | 1 | 2 | 2.00 |') == 4   # of its claim, and of the three sets
     for each in found.values():
-        assert [iteration for iteration, _ in each['losses']] == [each['iterations']]
+        assert [iteration for iteration, _ in each['losses']] == [*range(1, each['iterations'] + 1)]
         assert len(each['degraded']) == len(each['restored']['1']) == 11 and each['degraded']['intact'] == 100
     assert set(found['one']['restored']) == {'1', '2', '3', '5', '10', *(
         f'start stochastic {steps}' for steps in (2, 10)), *(
