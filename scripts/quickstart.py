@@ -12,13 +12,13 @@ from argparse import ArgumentParser
 from environment import ROOT, prepare
 
 FILE = 'options/train_rdbm_quickstart.yml'
-FINE_TUNING = ['name=finetune_rdbm_quickstart', 'path:pretrain_network_g=shipped', 'train:optim_g:lr=5e-4',
-               'train:total_iter=1000', 'train:scheduler:periods=[1000]', 'val:val_freq=1000', 'val:sampler:steps=2']
-"""Changes of the file, as for --force_yml."""
+FINE_TUNING = ['name=finetune_rdbm_quickstart', 'path:pretrain_network_g=shipped', 'train:optim_g:type=Muon',
+               'train:optim_g:lr=5e-4', 'train:total_iter=500', 'train:scheduler:periods=[500]', 'val:val_freq=500',
+               'val:sampler:steps=2']
 
 
 def training(words: list[str]) -> list[str]:
-    """The arguments of rdbm for those of this script; changes of the user come after those of fine-tuning."""
+    """The arguments of rdbm for those of this script; changes by the user come after the changes of FINE_TUNING."""
     parser = ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('--from-scratch', action='store_true', help='instead of from the shipped weights')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the option file')
