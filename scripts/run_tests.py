@@ -1,6 +1,6 @@
 """Sets up .venv and runs the linter and the tests: side by side, then those that measure time or need a GPU.
 
-    python3 scripts/run_tests.py             # under 5 minutes on two cores, and 2 to set up
+    python3 scripts/run_tests.py             # about 6 minutes on two cores, and 2 to set up
     python3 scripts/run_tests.py --slow      # the proofs at length as well: series of kills, long fuzzing, a 4K image
     python3 scripts/run_tests.py ARGUMENTS   # of pytest, instead
 
@@ -33,10 +33,10 @@ def install_browser() -> None:
 
 
 def rounds(given: list[str]) -> list[tuple[list[str], bool]]:
-    """Arguments of every call of pytest, one process more than cores as many tests wait, and whether it sees GPUs."""
+    """Arguments of every call of pytest, and whether its processes see GPUs."""
     if given and given != ['--slow']:
         return [(given, 'gpu' in given)]
-    less, processes = '' if given else ' and not slow', str(min(4, (os.cpu_count() or 1) + 1))
+    less, processes = '' if given else ' and not slow', str(max(2, min(4, os.cpu_count() or 1)))
     return [(['-m', f'not alone and not gpu{less}', '-n', processes, '--dist', 'worksteal'], False),
             (['-m', f'alone and not gpu{less}'], False), (['-m', f'gpu{less}'], True)]
 
