@@ -216,8 +216,9 @@ def undoing(codebase: Codebase) -> list[Change]:
             changes.append(Change(path, None))
         elif path.is_file() and path.suffix != '.yml' and _text(path).startswith(_MARK):
             raise OptionError(f'{path}: was changed since rdbm doctor wrote it; move it away.')
-    mended = [path for path in _python_files(codebase.root / 'basicsr') if _REPLACED.search(_text(path))]
-    return [*changes, *(Change(path, _REPLACED.sub(r'\1_tensor\2', _text(path))) for path in mended)]
+    texts = {path: _text(path) for path in _python_files(codebase.root / 'basicsr')}
+    return [*changes, *(Change(path, _REPLACED.sub(r'\1_tensor\2', text)) for path, text in texts.items()
+                        if _REPLACED.search(text))]
 
 
 def _python_files(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from glob import escape
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,11 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object],
         shutil.rmtree(method.folder)
     method.folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(done), encoding='utf-8')
-    model = build_model(opt)
+    model, timing = build_model(opt), []
     for dataset, name, data in items(sets):
         tell()
+        if len(timing) < TIMED_IMAGES:
+            timing.append(data['lq'])
         target = method.folder / dataset / f'{name}.png'
         if target.is_file():
             continue
@@ -89,7 +90,7 @@ def run(method: Method, sets: Mapping[str, Dataset], tell: Callable[[], object],
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, cv2.imencode('.png', tensor2img([model.get_current_visuals()['result']]))[1].tobytes())
     if timed:
-        method.cost = measure(model, [data['lq'] for _, _, data in islice(items(sets), TIMED_IMAGES)])
+        method.cost = measure(model, timing)
     del model
     torch.cuda.empty_cache()
 

@@ -24,11 +24,11 @@ from create_lmdb import create
 from tqdm import tqdm
 
 from rdbm_plugin.__main__ import run
+from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.options import OptionError
 from rdbm_plugin.data.clean_sources import CleanSource, open_clean
 from rdbm_plugin.data.degradations import TASKS, degrade, draw
 from rdbm_plugin.data.image_source import ImageError, ImageSource, same_stems, to_float
-from rdbm_plugin.data.photo_file import Photo, write_photo
 from rdbm_plugin.evaluation.pictures import picture_grid
 
 SNIPPET = """
@@ -111,6 +111,12 @@ def tiles(height: int, width: int, size: int, step: int) -> Iterator[tuple[int, 
     return ((top, left) for top in starts(height) for left in starts(width))
 
 
+def write(path: Path, image: np.ndarray) -> None:
+    """Write an RGB image, uint8, as PNG, whole or not at all; OpenCV compresses seven times as fast as Pillow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, cv2.imencode('.png', image[..., ::-1])[1].tobytes())
+
+
 def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: int, size: int, step: int,
               seed: int) -> dict:
     """Degrade one photo for one task, write its sub-images, and return the record of what was done."""
@@ -125,7 +131,7 @@ def make_pair(source: CleanSource, index: int, folder: Path, task: str, copy: in
         area = np.s_[top:top + size, left:left + size] if size else np.s_[:, :]
         name = stem + (f'_c{copy}' if copy else '') + (f'_s{number:03d}' if size else '') + '.png'
         for side, image in (('gt', clean), ('lq', degraded)):
-            write_photo(folder / side / name, Photo(np.rint(image[area] * 255).astype(np.uint8)))
+            write(folder / side / name, np.rint(image[area] * 255).astype(np.uint8))
         names.append(name)
     return {'source': source.path(index), 'copy': copy, 'seeds': seeds, 'files': names,
             'degradations': [{'type': type(each).__name__, **asdict(each)} for each in parameters]}
@@ -199,7 +205,7 @@ def overview(args: Namespace) -> None:
         clean, degraded = (cv2.imread(str(folder / side / name))[..., ::-1] for side in ('gt', 'lq'))
         residual = np.rint((clean.astype(np.float32) - degraded + 255) / 2).astype(np.uint8)
         rows[task] = [clean, degraded, residual]
-    write_photo(args.out / 'overview.png', Photo(picture_grid(rows, ('clean', 'degraded', 'residual'), 200)))
+    write(args.out / 'overview.png', picture_grid(rows, ('clean', 'degraded', 'residual'), 200))
 
 
 def main() -> None:
