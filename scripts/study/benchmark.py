@@ -31,6 +31,7 @@ pipeline = import_module('rdbm_plugin.commands.pipeline')
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
 MUON = "train:optim_g={'type': 'Muon', 'lr': 0.001}"
+inference = torch.inference_mode()
 SIZES = (1, 256), (1, 512), (8, 128)
 """Number of images and their height and width, of the sampler's."""
 
@@ -70,11 +71,6 @@ def ratio(what: str, upper: list[float], lower: list[float], bound: str = '') ->
     row = {'what': what, 'ratio': float(middle), 'low': float(low), 'high': float(high), 'bound': bound}
     print(f'{what:<74} {middle:7.3f}  ({low:.3f} to {high:.3f})  {bound}', flush=True)
     return row
-
-
-def inference(call: Callable[[], object]) -> Callable[[], object]:
-    """The same without gradients."""
-    return torch.inference_mode()(call)
 
 
 def images(args: Namespace, count: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""U-Nets of plain published blocks, to compare the speed of RDBMUNet with. For benchmark.py; not for training.
+"""U-Nets of plain published blocks, to compare RDBMUNet with, in speed (benchmark.py) and in what it learns (study.py).
 
 ``AttentionUNet``: residual blocks with group normalisation and attention on every level, as in DDPM (Ho et al., arXiv
 2006.11239) and the code bases that restoration diffusion models were built on, which put linear attention (Shen et

@@ -30,10 +30,11 @@ from suites import changes_of, in_process, read_suite, rows_of
 from tqdm import tqdm
 
 from rdbm_plugin import Restorer
+from rdbm_plugin.__main__ import run
 from rdbm_plugin.archs.complexity import giga_multiply_adds
 from rdbm_plugin.config.atomic_write import write_atomically
 from rdbm_plugin.config.option_file import read_option_file
-from rdbm_plugin.config.options import OptionError, build, check_choice
+from rdbm_plugin.config.options import build, check_choice
 from rdbm_plugin.data.clean_sources import open_clean
 from rdbm_plugin.data.image_source import to_float
 from rdbm_plugin.data.packing import centre
@@ -45,7 +46,7 @@ LATEST = Path('models/net_g_latest.pth')
 
 
 def arguments() -> tuple[Namespace, list['Row']]:
-    """The command line, and the trainings that it means, unless figures are only laid out; leaves on a wrong one."""
+    """The command line, and the trainings that it means, unless figures are only laid out; raises OptionError."""
     parser = ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('photos', nargs='?', type=Path, metavar='FOLDER', help='with train, val and test in it')
     parser.add_argument('--suite', type=Path, default=ROOT / 'options/suites/study.yml')
@@ -61,10 +62,7 @@ def arguments() -> tuple[Namespace, list['Row']]:
         return args, []
     if not args.photos:
         parser.error('the folder of photos is missing')
-    try:
-        return args, rows(args)
-    except OptionError as error:
-        parser.error(str(error))
+    return args, rows(args)
 
 
 class Row(NamedTuple):
@@ -188,10 +186,10 @@ def ways(row: Row, bridge: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 def losses(row: Row) -> list[list[float]]:
-    """Iteration and training loss of each line that BasicSR logged; the loss is the mean since the line before."""
+    """Iteration and mean loss since the line before, of each line that BasicSR logged; once if resuming repeated it."""
     logs = ''.join(path.read_text(encoding='utf-8') for path in sorted(row.folder.glob('train_*.log')))
-    found = re.findall(r'iter: *([\d,]+), lr.*? l_pix: (\S+)', logs)
-    return sorted([int(iteration.replace(',', '')), float(loss)] for iteration, loss in found)
+    found = dict(re.findall(r'iter: *([\d,]+), lr.*? l_pix: (\S+)', logs))
+    return sorted([int(iteration.replace(',', '')), float(loss)] for iteration, loss in found.items())
 
 
 def score(row: Row, args: Namespace) -> dict[str, Any]:
@@ -219,7 +217,7 @@ def score(row: Row, args: Namespace) -> dict[str, Any]:
                          for label, kinds in restored.items()}}
 
 
-def run(row: Row, args: Namespace, threads: int) -> Figures:
+def train_and_score(row: Row, args: Namespace, threads: int) -> Figures:
     """Train and score in processes of their own, and return the figures; raises RuntimeError if that fails."""
     if row.start and not row.start.is_file():
         raise RuntimeError(f'starts from {row.start}, which is not there; train that row first')
@@ -277,7 +275,7 @@ def main() -> int:
         def work(row: Row) -> Figures | None:
             key = row.name, row.seed
             try:
-                return checked(found[key], row, args.out) if key in found else run(
+                return checked(found[key], row, args.out) if key in found else train_and_score(
                     row, args, 0 if gpu else max(1, cores // jobs))
             except RuntimeError as error:
                 faults.append(error)
@@ -304,4 +302,4 @@ def keep(figures: Figures, args: Namespace) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

@@ -120,7 +120,8 @@ def test_values_that_are_none_are_refused(text):
 @pytest.mark.parametrize(('change', 'words'), [
     ('train', 'expected KEY:KEY=VALUE'), ('=3', 'expected KEY:KEY=VALUE'), ('train::x=3', 'expected KEY:KEY=VALUE'),
     ('tarin:lr=3', "has no tarin; all keys but the last must exist there. Did you mean 'train'?"),
-    ('name:x=3', 'name: found'), ('train:total_iter:x=3', 'total_iter: found'),
+    ('name:x=3', "name: found 'train_rdbm_quickstart'; expected a block"),
+    ('train:total_iter:x=3', 'train: total_iter: found 3000; expected a block'),
     ('train:a=[1', 'not valid YAML')])
 def test_changes_that_cannot_be_made_are_named(change, words):
     content = parse(TEXT)
