@@ -7,7 +7,7 @@ What is compared runs in turn in one process, so that whatever else slows the ma
 """
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rdbm_plugin import BridgeSampler, RDBMUNet, build_bridge
 from rdbm_plugin.archs.complexity import giga_multiply_adds
+from rdbm_plugin.archs.precision import computes_bf16
 from rdbm_plugin.archs.rdbm_unet_arch import VARIANTS
 from rdbm_plugin.basicsr_host import compat
 
@@ -32,8 +33,7 @@ pipeline = import_module('rdbm_plugin.commands.pipeline')
 OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
 MUON = "train:optim_g={'type': 'Muon', 'lr': 0.001}"
 inference = torch.inference_mode()
-SIZES = (1, 256), (1, 512), (8, 128)
-"""Number of images and their height and width, of the sampler's."""
+SIZES = (1, 256), (8, 128)   # number of images of the sampler's, height and width
 
 
 def arguments() -> Namespace:
@@ -83,11 +83,11 @@ def network_of(args: Namespace, variant: str | None = None) -> RDBMUNet:
     return RDBMUNet(variant or args.variant).eval().to(args.device, memory_format=torch.channels_last)
 
 
-def sampler_overhead(args: Namespace, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[dict[str, Any]]:
+def sampler_overhead(args: Namespace) -> Iterator[dict[str, Any]]:
     """Ten steps of sampling against ten evaluations of the network."""
     network = network_of(args)
     sampler = BridgeSampler(build_bridge(), steps=10)
-    for count, size in sizes:
+    for count, size in SIZES:
         mu = 2 * images(args, count, size) - 1
         t = torch.full((count,), 50, device=args.device)
         sampling = inference(lambda mu=mu: sampler(network, mu))
@@ -121,7 +121,7 @@ def bare_step(network: nn.Module, args: Namespace, batch: dict[str, Any], amp: b
 
 def trainer_overhead(args: Namespace) -> Iterator[dict[str, Any]]:
     """A training step of RDBMModel, average and log included, against a bare step of the same network."""
-    for amp, count, size in (('none', 14, 64), ('bf16', 14, 64), ('none', 4, 128)):
+    for amp, count, size in ('none', 14, 64), ('none', 4, 128), *[('bf16', 14, 64)][:computes_bf16(args.device)]:
         batch = {'gt': images(args, count, size), 'lq': images(args, count, size), 'task': ['derain'] * count}
         calls = [model_step(RDBMModel(options_of(args, f'train:amp={amp}', *changes)), batch) for changes in (
             ['train:own_start_share=0'], ['train:own_start_share=1'], ['train:own_start_share=0', MUON])]

@@ -2,10 +2,14 @@
 import copy
 import logging
 import math
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, command, training_options
+
+from rdbm_plugin.archs.precision import computes_bf16
 
 
 @pytest.fixture
@@ -155,9 +159,15 @@ def test_bad_settings_are_named(build, change, words):
     assert words in str(error.value)
 
 
+@pytest.mark.skipif(not Path('/proc/cpuinfo').is_file() or platform.machine() != 'x86_64', reason='needs Linux on x86')
+def test_bf16_is_fast_only_on_processors_with_its_instructions():
+    flags = Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
+    assert not computes_bf16('cpu') or {'avx512_bf16', 'avx512bw'} <= set(flags)
+
+
 def test_auto_takes_bf16_only_where_it_is_fast(build, monkeypatch):
     model = build('train:amp=auto')
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = computes_bf16('cpu')
     assert model.step.dtype == (torch.bfloat16 if fast else torch.float32)
     monkeypatch.setattr('rdbm_plugin.archs.precision.computes_bf16', lambda device: not fast)
     assert build('train:amp=auto').step.dtype != model.step.dtype
