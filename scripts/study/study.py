@@ -186,10 +186,14 @@ def ways(row: Row, bridge: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 def losses(row: Row) -> list[list[float]]:
-    """Iteration and mean loss since the line before, of each line that BasicSR logged; once if resuming repeated it."""
+    """Iteration, and the mean of the tasks' losses since the line before, of each line that BasicSR logged.
+
+    A line that resuming repeated counts once. ``l_pix`` is that of one step alone.
+    """
     logs = ''.join(path.read_text(encoding='utf-8') for path in sorted(row.folder.glob('train_*.log')))
-    found = dict(re.findall(r'iter: *([\d,]+), lr.*? l_pix: (\S+)', logs))
-    return sorted([int(iteration.replace(',', '')), float(loss)] for iteration, loss in found.items())
+    found = dict(re.findall(r'iter: *([\d,]+), lr.*? l_pix: \S+ (.*)', logs))
+    return sorted([int(iteration.replace(',', '')), float(np.mean([float(value) for value in tasks.split()[1::2]]))]
+                  for iteration, tasks in found.items())
 
 
 def score(row: Row, args: Namespace) -> dict[str, Any]:
