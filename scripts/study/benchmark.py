@@ -7,7 +7,7 @@ What is compared runs in turn in one process, so that whatever else slows the ma
 """
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -83,11 +83,11 @@ def network_of(args: Namespace, variant: str | None = None) -> RDBMUNet:
     return RDBMUNet(variant or args.variant).eval().to(args.device, memory_format=torch.channels_last)
 
 
-def sampler_overhead(args: Namespace) -> Iterator[dict[str, Any]]:
+def sampler_overhead(args: Namespace, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[dict[str, Any]]:
     """Ten steps of sampling against ten evaluations of the network."""
     network = network_of(args)
     sampler = BridgeSampler(build_bridge(), steps=10)
-    for count, size in SIZES:
+    for count, size in sizes:
         mu = 2 * images(args, count, size) - 1
         t = torch.full((count,), 50, device=args.device)
         sampling = inference(lambda mu=mu: sampler(network, mu))

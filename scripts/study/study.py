@@ -186,13 +186,10 @@ def ways(row: Row, bridge: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 def losses(row: Row) -> list[list[float]]:
-    """Iteration, and the mean of the tasks' losses since the line before, of each line that BasicSR logged.
-
-    A line that resuming repeated counts once. ``l_pix`` is that of one step alone.
-    """
+    """Iteration and mean loss of all tasks since the line before, of each logged line, once; l_pix is one step's."""
     logs = ''.join(path.read_text(encoding='utf-8') for path in sorted(row.folder.glob('train_*.log')))
     found = dict(re.findall(r'iter: *([\d,]+), lr.*? l_pix: \S+ (.*)', logs))
-    return sorted([int(iteration.replace(',', '')), float(np.mean([float(value) for value in tasks.split()[1::2]]))]
+    return sorted([int(iteration.replace(',', '')), np.array(tasks.split()[1::2], float).mean().item()]
                   for iteration, tasks in found.items())
 
 
@@ -273,8 +270,7 @@ def main() -> int:
     gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     jobs = args.jobs or (1 if gpu else cores)
-    found = {(each['row'], each['seed']): each for each in figures_in(args.out)}
-    faults = []
+    found, faults = {(each['row'], each['seed']): each for each in figures_in(args.out)}, []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(wanted), unit='training') as bar:
         def work(row: Row) -> Figures | None:
             key = row.name, row.seed
