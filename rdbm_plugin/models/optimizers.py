@@ -27,7 +27,7 @@ def optimizer_class(block: Mapping[str, Any]) -> type[Optimizer]:
         timm = timm_optimizers()
         if not timm:
             raise OptionError(f'train: optim_g: type: found {kind!r}; torch.optim has {", ".join(sorted(known))}. Muon '
-                              'and many others need timm, which is not installed; run: pip install timm')
+                              'and many others need timm 1.0.31 or later; run: pip install --upgrade timm')
         known = {**timm, **known}
     cls = known[check_choice('train: optim_g: type', kind, known)]
     check_keys('train: optim_g', {'params': (), **{k: v for k, v in block.items() if k != 'type'}}, cls)

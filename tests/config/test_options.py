@@ -37,10 +37,15 @@ def test_floats_in_exponent_form_carry_their_tag(file):
 @pytest.mark.parametrize('name', ['train_rdbm_universal', 'train_rdbm_universal_pairs'])
 def test_universal_files_are_the_papers_set_up(name):
     text = (ROOT / f'options/{name}.yml').read_text(encoding='utf-8')
-    for line in ('variant: L', 'gt_size: 256', 'batch_size_per_gpu: 20', 'type: Adam ', 'lr: !!float 1e-4',
+    for line in ('variant: L', 'gt_size: 256', 'batch_size_per_gpu: 20', 'type: Muon ', 'lr: 0.0005',
                  'total_iter: 500000', 'schedule: cosine', 'stationary_variance: 10/255', 'steps: 10'):
         assert line in text
     assert 'tasks: [derain, lowlight, desnow, dehaze, deblur]' in text or text.count('quota: 4') == 5
+
+
+def test_the_papers_file_has_its_optimizer():
+    text = (ROOT / 'options/train_rdbm_universal_paper.yml').read_text(encoding='utf-8')
+    assert 'type: Adam ' in text and 'lr: !!float 1e-4' in text and 'weight_decay: 0\n' in text
 
 
 def test_universal_files_differ_in_name_and_data_alone():

@@ -76,7 +76,7 @@ def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     optimizers.timm_optimizers.cache_clear()
     try:
-        with pytest.raises(OptionError, match=r"found 'Muon'.*pip install timm"):
+        with pytest.raises(OptionError, match=r"found 'Muon'.*pip install --upgrade timm"):
             optimizer_class({'type': 'Muon', 'lr': 1e-3})
         assert optimizer_class({'type': 'Adam', 'lr': 1e-3}) is torch.optim.Adam
     finally:
