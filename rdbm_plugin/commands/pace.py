@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from rdbm_plugin.data.inspection import Finding
 
-SECONDS = 2.0
+SECONDS = 1.0
 """Minimum time for which each of the two is measured."""
 WARM_UP = 5
 """Untimed first steps, in which convolutions are tuned and the step is captured."""

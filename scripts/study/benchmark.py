@@ -31,7 +31,7 @@ cost = import_module('rdbm_plugin.evaluation.cost')
 pipeline = import_module('rdbm_plugin.commands.pipeline')
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options/train_rdbm_quickstart.yml'
-MUON = "train:optim_g={'type': 'Muon', 'lr': 0.001}"
+MUON, ADAMW = 'train:optim_g:type=Muon', 'train:optim_g:type=AdamW'
 inference = torch.inference_mode()
 SIZES = (1, 256), (8, 128)   # number of images of the sampler's, height and width
 
@@ -98,7 +98,7 @@ def sampler_overhead(args: Namespace, sizes: Sequence[tuple[int, int]] = SIZES) 
 
 def options_of(args: Namespace, *changes: str) -> dict[str, Any]:
     """The quickstart's, as RDBMModel gets them from BasicSR."""
-    given = [f'network_g:variant={args.variant}', f'num_gpu={0 if args.device == "cpu" else 1}', *changes]
+    given = [f'network_g:variant={args.variant}', f'num_gpu={0 if args.device == "cpu" else 1}', ADAMW, *changes]
     return pipeline.read_options(OPTIONS, given, is_train=True)
 
 

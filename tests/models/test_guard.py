@@ -125,15 +125,17 @@ def test_gradient_is_clipped(build):
 
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 def test_half_precision_trains_like_float32(build, amp):
-    """Same batch, same draws: losses stay close, and the scaler of fp16 comes back with its state."""
+    """Same batch, same draws: losses stay close, and the scaler of fp16 comes back with its state.
+
+    Steps amplify what was rounded before, so that some twenty later any loss is possible. bf16 keeps 8 bits: 0.4 %."""
     losses = {}
     for precision in ('none', amp):
-        # Muon would blow up the rounding of small gradients.
-        model = build(f'train:amp={precision}', 'train:optim_g:type=AdamW', 'train:optim_g:lr=0.001')
-        for iteration in range(1, 31):
+        model, found = build(f'train:amp={precision}'), []
+        for iteration in range(1, 9):
             step(model, batch(), iteration)
-        losses[precision] = model.step.read()['l_pix']
-    assert losses[amp] == pytest.approx(losses['none'], rel=0.1)
+            found.append(model.step.read()['l_pix'])
+        losses[precision] = found
+    assert losses[amp] == pytest.approx(losses['none'], rel=0.04)
     if amp == 'fp16':
         assert model.further_state()['scaler']['scale'] > 1
 
