@@ -64,7 +64,7 @@ def test_rows_are_trained_at_equal_compute_scored_and_shown_once(small):
     assert laid.strip() in output and (small.parent / 'study.md').read_text() == laid
     plots = {path.stem: path.stat().st_size for path in small.parent.glob('*.png')}
     assert set(plots) == {f'study_{claim}' for claim in (
-        'noise', 'one_step', 'wider', 'recipe', 'networks', 'samples')}
+        'noise', 'one_step', 'wider', 'recipe', 'networks', 'samples', 'optimizers')}
     assert min(plots.values()) > 1000
 
 
