@@ -279,8 +279,7 @@ def arguments(name, option_file, changes=None, extra=()):
 def training_options(changes=(), rank=0, ranks=1):
     """Options of the quickstart with changes, as RDBMModel gets them from BasicSR."""
     from rdbm_plugin.config.option_file import read_option_file
-    still = ['num_gpu=0', 'train:optim_g:type=AdamW']
-    opt = read_option_file(ROOT / 'options/train_rdbm_quickstart.yml', [*still, *changes], plugins=False)
+    opt = read_option_file(ROOT / 'options/train_rdbm_quickstart.yml', ['num_gpu=0', *changes], plugins=False)
     opt.update(is_train=True, dist=ranks > 1, rank=rank, world_size=ranks)
     for phase, dataset in opt['datasets'].items():
         dataset['phase'] = phase.split('_')[0]

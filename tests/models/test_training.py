@@ -204,7 +204,7 @@ def test_other_basicsr_models_train_by_the_same_command(tmp_path):
         tmp_path, (r'bridge:\n(  .*\n)+', ''), ('model_type: RDBMModel', 'model_type: SRModel'),
         (r'network_g:\n(  .*\n)+',
          'network_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 1}\n'),
-        (r'  sampler:\n(    .*\n)+', ''),
+        (r'  sampler:\n(    .*\n)+', ''), (r'type: AdamW.*', 'type: Muon'),
         (LOSS_BLOCK, '  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}\n'))
     changes = {key: value for key, value in TINY.items() if not re.search('sampler|variant|optim', key)}
     process = command('-m', 'rdbm_plugin', 'train', '-opt', file, *forced({**changes, **short(2)}), cwd=tmp_path)
