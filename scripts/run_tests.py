@@ -1,6 +1,6 @@
 """Sets up .venv and runs the linter and the tests: side by side, then those that measure time or need a GPU.
 
-    python3 scripts/run_tests.py             # about 6 minutes on two cores, and 2 to set up
+    python3 scripts/run_tests.py             # 6 to 8 minutes on two cores, and 2 to 5 to set up
     python3 scripts/run_tests.py --slow      # the proofs at length as well: series of kills, long fuzzing, a 4K image
     python3 scripts/run_tests.py ARGUMENTS   # of pytest, instead
 
