@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # the smallest run that does everything
     'num_gpu': 0, 'datasets:train:gt_size': 16, 'datasets:train:batch_size_per_gpu': 5,
     'datasets:train:num_worker_per_gpu': 0, 'network_g:variant': 'T', 'val:sampler:steps': 2,
-    # Muon's matrices take as long as the rest of so small a step.
-    'train:optim_g:type': 'AdamW', 'logger:use_tb_logger': 'false',
-    **{f'datasets:val_{i}:gt_size': 24 for i in range(1, 6)},
+    'logger:use_tb_logger': 'false', **{f'datasets:val_{i}:gt_size': 24 for i in range(1, 6)},
 }
 
 

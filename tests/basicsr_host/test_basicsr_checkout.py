@@ -22,8 +22,7 @@ def checkout(tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained(checkout):
     """What ``python basicsr/train.py -opt options/train_rdbm_universal.yml`` printed."""
-    arguments = ['basicsr/train.py', '-opt', 'options/train_rdbm_universal.yml', *forced(
-        {**TINY, **short(3), 'train:optim_g:type': 'Muon'})]
+    arguments = ['basicsr/train.py', '-opt', 'options/train_rdbm_universal.yml', *forced({**TINY, **short(3)})]
     return command(*arguments, cwd=checkout, env={'PYTHONPATH': str(checkout)}).stdout
 
 

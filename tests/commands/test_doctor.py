@@ -278,9 +278,8 @@ def test_pace_of_loader_and_step_are_told(kind, sound, tmp_path):
                       r'takes (\S+) ms: the network sets the pace', output)
     assert found, output
     assert float(found[2]) < float(found[3]) and float(found[1]) * float(found[2]) == pytest.approx(2000, rel=0.5)
-    if kind == 'PairedImageDataset':
-        output = command(*words, 'datasets:train:num_worker_per_gpu=0', cwd=tmp_path).stdout
-        assert 'the loader sets the pace; num_worker_per_gpu: found 0, 1 would do' in output
+    output = command(*words, 'datasets:train:num_worker_per_gpu=0', cwd=tmp_path).stdout
+    assert 'the loader sets the pace; num_worker_per_gpu: found 0, 1 would do' in output
 
 
 def test_lists_of_roots_are_taken_as_the_host_or_we_take_them(sound, doctor, tmp_path):
