@@ -12,9 +12,8 @@ from argparse import ArgumentParser
 from environment import ROOT, prepare
 
 FILE = 'options/train_rdbm_quickstart.yml'
-FINE_TUNING = ['name=finetune_rdbm_quickstart', 'path:pretrain_network_g=shipped', 'train:optim_g:type=Muon',
-               'train:optim_g:lr=5e-4', 'train:total_iter=500', 'train:scheduler:periods=[500]', 'val:val_freq=500',
-               'val:sampler:steps=2']
+FINE_TUNING = ['name=finetune_rdbm_quickstart', 'path:pretrain_network_g=shipped', 'train:optim_g:lr=5e-4',
+               'train:total_iter=500', 'train:scheduler:periods=[500]', 'val:val_freq=500', 'val:sampler:steps=2']
 
 
 def training(words: list[str]) -> list[str]:

@@ -5,8 +5,6 @@
 trains each that has not been trained (``experiments/NAME/models/net_g_latest.pth``), one after the other, and ends in
 ``rdbm compare``. Interrupted, it goes on where it stopped. A training that fails does not stop the others. Rows are
 written out as option files to ``OUT/options``; ``--write FOLDER`` does that alone, for other commands.
-
-Whether the bridge pays, on hundreds of photos: scripts/study/study.py.
 """
 import sys
 import time

@@ -124,8 +124,7 @@ def rows(args: Namespace) -> list[Row]:
         f'datasets:val_{i}:dataroot_gt': 'dead_leaves:1' for i in range(1, 6)}}
 
     def changed(name: str) -> list[str]:
-        own = every[name].get('changes', {})
-        return changes_of(suite['changes'], scale['changes'], photos, *(own if isinstance(own, list) else [own]))
+        return changes_of(suite['changes'], scale['changes'], photos, every[name].get('changes', {}))
 
     @cache
     def compute(name: str) -> float:

@@ -1,9 +1,10 @@
 """Suite files: option files that differ from a base file in a few keys, as rows in groups.
 
     base: ../train_rdbm_quickstart.yml             # seen from the suite file
+    changes: {train:total_iter: 3000}              # of all rows, as for --force_yml; may be left out
     rows:
       GROUP:
-        NAME: {changes: {bridge:modulation: one}}  # as for --force_yml; several blocks of changes may stand in a list
+        NAME: {changes: {bridge:modulation: one}}  # several blocks of changes may stand in a list
 
 A row's name is that of its experiment. With a ``base`` of its own it differs from that file instead.
 """
@@ -63,8 +64,10 @@ def _text(value: Any) -> str:
 
 def write_row(suite: Path, name: str, row: Mapping[str, Any], folder: Path, forced: Sequence[str] = ()) -> Path:
     """Write a row of a suite as an option file of its own, and return where it is."""
-    base = (suite.parent / row.get('base', read_suite(suite)['base'])).resolve()
-    options = read_option_file(base, [*changes_of(row.get('changes', {})), *forced], plugins=False)
+    content = read_suite(suite)
+    base = (suite.parent / row.get('base', content['base'])).resolve()
+    changes = changes_of(content.get('changes', {}), row.get('changes', {}))
+    options = read_option_file(base, [*changes, *forced], plugins=False)
     make_change(options, f'name={name}')
     del options['plugin']
     path = folder / f'{name}.yml'

@@ -62,11 +62,11 @@ SURPRISES = {
     'misspelt block': (edited('\nlogger:', '\nloger:'), ["key 'loger'", "Did you mean 'logger'?"]),
     'misspelt key': (edited('  ema_decay: 0.997', '  ema_deacy: 0.997'), ["key 'ema_deacy'", "'ema_decay'"]),
     'path that would be made': (edited('  resume_state: ~', '  resume_sate: x'), ["path: key 'resume_sate'"]),
-    'text for a number': (edited('  total_iter: 3000', '  total_iter: 3e3'), ["total_iter: found '3e3'"]),
+    'text for a number': (edited('  total_iter: 1500', '  total_iter: 3e3'), ["total_iter: found '3e3'"]),
     'text for a switch': (edited('  use_tb_logger: true', '  use_tb_logger: "yes"'), ["use_tb_logger: found 'yes'"]),
     'name as a number': (edited('name: train_rdbm_quickstart', 'name: 001'), ['name: found 1', 'quotes']),
     'name that climbs': (edited('name: train_rdbm_quickstart', 'name: ../../x'), ["name: found '../../x'"]),
-    'schedule that ends early': (edited('  periods: [3000]', '  periods: [2000]'), ['periods: found [2000]', '3000']),
+    'schedule that ends early': (edited('  periods: [1500]', '  periods: [1000]'), ['periods: found [1000]', '1500']),
     'schedule of another type': (edited('    eta_min: !!float 1e-6', '    gamma: 0.5'), ["unknown key 'gamma'"]),
     'weights of restarts': (edited('    restart_weights: [1]', '    restart_weights: [1, 2]'), ['restart_weights']),
     'prefetch without pinning': (edited('    prefetch_mode: ~ ', '    prefetch_mode: cuda '), ['pin_memory']),
@@ -121,7 +121,7 @@ def test_values_that_are_none_are_refused(text):
     ('train', 'expected KEY:KEY=VALUE'), ('=3', 'expected KEY:KEY=VALUE'), ('train::x=3', 'expected KEY:KEY=VALUE'),
     ('tarin:lr=3', "has no tarin; all keys but the last must exist there. Did you mean 'train'?"),
     ('name:x=3', "name: found 'train_rdbm_quickstart'; expected a block"),
-    ('train:total_iter:x=3', 'train: total_iter: found 3000; expected a block'),
+    ('train:total_iter:x=3', 'train: total_iter: found 1500; expected a block'),
     ('train:a=[1', 'not valid YAML')])
 def test_changes_that_cannot_be_made_are_named(change, words):
     content = parse(TEXT)

@@ -24,8 +24,9 @@ def same(a, b):
 def trained(tmp_path_factory):
     """A run of 60 iterations with two validations."""
     folder = tmp_path_factory.mktemp('trained')
-    process = rdbm('train', QUICK, folder, {**short(60, every=30), 'train:optim_g:lr': 0.003,
-                                            'logger:use_tb_logger': 'true'})
+    # Muon has not begun to learn after so few steps on such small crops.
+    process = rdbm('train', QUICK, folder, {**short(60, every=30), 'train:optim_g:type': 'AdamW',
+                                            'train:optim_g:lr': 0.003, 'logger:use_tb_logger': 'true'})
     return folder, process.stdout
 
 
@@ -203,7 +204,7 @@ def test_other_basicsr_models_train_by_the_same_command(tmp_path):
         tmp_path, (r'bridge:\n(  .*\n)+', ''), ('model_type: RDBMModel', 'model_type: SRModel'),
         (r'network_g:\n(  .*\n)+',
          'network_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 1}\n'),
-        (r'  sampler:\n(    .*\n)+', ''), (r'type: AdamW.*', 'type: Muon'),
+        (r'  sampler:\n(    .*\n)+', ''),
         (LOSS_BLOCK, '  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}\n'))
     changes = {key: value for key, value in TINY.items() if 'sampler' not in key and 'variant' not in key}
     process = command('-m', 'rdbm_plugin', 'train', '-opt', file, *forced({**changes, **short(2)}), cwd=tmp_path)

@@ -54,15 +54,18 @@ def test_foreign_networks_are_as_large_as_ours(name, tmp_path):
 
 
 @pytest.mark.parametrize('suite', ['baselines', 'family'])
-def test_rows_pass_every_check_and_have_data_iterations_and_seed_of_ours(suite, tmp_path, monkeypatch):
+def test_rows_pass_every_check_and_have_data_seed_iterations_and_rate_in_common(suite, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ours = read_option_file(QUICK)
-    for name in {'baselines': BASELINES, 'family': FAMILY}[suite]:
+    quick, names = read_option_file(QUICK), {'baselines': BASELINES, 'family': FAMILY}[suite]
+    first = read(suite, next(iter(suite_rows(suite))), tmp_path)['train']
+    for name in names:
         theirs = read(suite, name, tmp_path)
         assert theirs['name'] == name and theirs['plugin'] == rdbm_plugin.__version__
-        assert theirs['datasets'] == ours['datasets'] and theirs['manual_seed'] == ours['manual_seed']
+        assert theirs['datasets'] == quick['datasets'] and theirs['manual_seed'] == quick['manual_seed']
         for key in ('total_iter', 'ema_decay', 'scheduler'):
-            assert theirs['train'][key] == ours['train'][key], key
+            assert theirs['train'][key] == first[key], key
+        rate, kind = theirs['train']['optim_g']['lr'], theirs['train']['optim_g']['type']
+        assert rate == first['optim_g']['lr'] and (kind == 'Muon') == (first['optim_g']['type'] == 'Muon')
         theirs['is_train'] = True
         for phase, dataset in theirs['datasets'].items():
             dataset['phase'] = phase.split('_')[0]
