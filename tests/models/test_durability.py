@@ -237,7 +237,7 @@ def test_changed_rate_holds_and_a_new_metric_is_taken_up(file, half):
     metric = '  metrics:\n    ssim: {type: calculate_ssim, crop_border: 0}\n'
     own.write_text(file.read_text().replace('  metrics:\n', metric))
     output = train(own, half, '--auto_resume', **{'train:optim_g:lr': 1e-5})
-    assert 'train: optim_g: lr: 0.001 -> 1e-05' in output and '# ssim' in output
+    assert 'train: optim_g: lr: 0.0015 -> 1e-05' in output and '# ssim' in output
     rates = [float(x) for x in re.findall(r'lr:\((\S+),\)', output)]
     assert 4e-6 < rates[0] < 1e-5
 
