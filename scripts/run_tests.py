@@ -1,6 +1,6 @@
 """Sets up .venv and runs the linter and the tests: side by side, then those that measure time or need a GPU.
 
-    python3 scripts/run_tests.py             # 6 to 8 minutes on two cores, and 2 to 5 to set up
+    python3 scripts/run_tests.py             # 4 to 8 minutes on two cores, and 2 to 5 to set up
     python3 scripts/run_tests.py --slow      # the proofs at length as well: series of kills, long fuzzing, a 4K image
     python3 scripts/run_tests.py ARGUMENTS   # of pytest, instead
 
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from environment import ROOT, prepare
 
@@ -22,14 +23,13 @@ def install_browser() -> None:
     """Debian's Chromium for the tests of the comparison's page, where it can be had; without, they are skipped."""
     if any(map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))):
         return
-    if not shutil.which('apt-get') or not hasattr(os, 'geteuid') or os.geteuid() != 0:
-        print('No Chromium: the tests of the comparison page are skipped.', flush=True)
-        return
-    print('Installing Chromium for the tests of the comparison page', flush=True)
-    for command in (['update'], ['install', '-y', '--no-install-recommends', 'chromium']):
-        if subprocess.run(['apt-get', '-q', *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
-            print('Chromium could not be installed: the tests of the comparison page are skipped.', flush=True)
+    if shutil.which('apt-get') and hasattr(os, 'geteuid') and os.geteuid() == 0:
+        print('Installing Chromium for the tests of the comparison page', flush=True)
+        commands = ['update'], ['install', '-y', '--no-install-recommends', 'chromium']
+        if not any(subprocess.run(['apt-get', '-q', *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                   .returncode for words in commands):
             return
+    print('No Chromium: the tests of the comparison page are skipped.', flush=True)
 
 
 def rounds(given: list[str]) -> list[tuple[list[str], bool]]:
@@ -49,8 +49,10 @@ def environment(gpus: bool) -> dict[str, str]:
 
 def main() -> int:
     """Run all and return the first status that is not 0."""
-    python = str(prepare('test'))
-    install_browser()
+    with ThreadPoolExecutor() as pool:
+        browser = pool.submit(install_browser)
+        python = str(prepare('test'))
+    browser.result()
     calls = [(['ruff', 'check', '.'], False), *((['pytest', *words], gpus) for words, gpus in rounds(sys.argv[1:]))]
     for words, gpus in calls:
         if gpus and subprocess.run([python, '-c', PROBE]).returncode:
