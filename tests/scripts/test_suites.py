@@ -164,9 +164,11 @@ def test_the_recipe_of_the_shipped_weights_is_one_command(prepared, tmp_path):
     (tmp_path / 'datasets').symlink_to(prepared / 'datasets')
     suite = ROOT / 'options/suites/shipped.yml'
     process = command(ROOT / 'scripts/study/run_suite.py', suite, '--iters', 1, '--force_yml', *SMALL, cwd=tmp_path)
-    assert 'shipped_small: trained in' in process.stdout and 'shipped: trained in' in process.stdout
-    log = (tmp_path / 'comparison/logs/shipped.log').read_text()
-    assert 'Loading RDBMUNet from experiments/shipped_small/models/net_g_latest.pth' in log
+    names = 'shipped_small', 'shipped_large', 'shipped'
+    assert all(f'{name}: trained in' in process.stdout for name in names)
+    for before, name in zip(names, names[1:]):
+        log = (tmp_path / f'comparison/logs/{name}.log').read_text()
+        assert f'Loading RDBMUNet from experiments/{before}/models/net_g_latest.pth' in log
 
 
 def test_the_suite_that_the_page_shows_trains_a_rival_on_pairs(prepared, tmp_path):
