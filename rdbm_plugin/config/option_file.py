@@ -110,6 +110,8 @@ def make_change(content: MutableMapping[str, Any], change: str) -> None:
     *blocks, last = (name.strip() for name in names.split(':'))
     if not equals or not all((*blocks, last)):
         raise OptionError(f'--force_yml: found {change!r}; expected KEY:KEY=VALUE, as in train:ema_decay=0.99.')
+    if not blocks and last not in content and last.partition('.')[0] in content:
+        raise OptionError(f'--force_yml: {change}: write colons: {last.replace(".", ":")}={text}.')
     block: Any = content
     for place, name in enumerate(blocks):
         if not isinstance(block, MutableMapping) or name not in block:

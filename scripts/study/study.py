@@ -60,8 +60,8 @@ def arguments() -> tuple[Namespace, list['Row']]:
     args = parser.parse_args()
     if args.tables:
         return args, []
-    if not args.photos:
-        parser.error('the folder of photos is missing')
+    if not args.photos or not all((args.photos / part).is_dir() for part in ('train', 'val', 'test')):
+        parser.error(f'FOLDER: {args.photos}: no train, val and test in it; for a start: rdbm data fetch bsds500')
     return args, rows(args)
 
 

@@ -120,6 +120,7 @@ def test_values_that_are_none_are_refused(text):
 @pytest.mark.parametrize(('change', 'words'), [
     ('train', 'expected KEY:KEY=VALUE'), ('=3', 'expected KEY:KEY=VALUE'), ('train::x=3', 'expected KEY:KEY=VALUE'),
     ('tarin:lr=3', "has no tarin; all keys but the last must exist there. Did you mean 'train'?"),
+    ('train.optim_g.lr=3', 'write colons: train:optim_g:lr=3.'),
     ('name:x=3', "name: found 'train_rdbm_quickstart'; expected a block"),
     ('train:total_iter:x=3', 'train: total_iter: found 1500; expected a block'),
     ('train:a=[1', 'not valid YAML')])
