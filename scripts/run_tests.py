@@ -26,8 +26,7 @@ def install_browser() -> None:
     if shutil.which('apt-get') and hasattr(os, 'geteuid') and os.geteuid() == 0:
         print('Installing Chromium for the tests of the comparison page', flush=True)
         commands = ['update'], ['install', '-y', '--no-install-recommends', 'chromium']
-        if not any(subprocess.run(['apt-get', '-q', *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                   .returncode for words in commands):
+        if not any(subprocess.run(['apt-get', '-q', *words], capture_output=True).returncode for words in commands):
             return
     print('No Chromium: the tests of the comparison page are skipped.', flush=True)
 
